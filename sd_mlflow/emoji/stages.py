@@ -1,0 +1,105 @@
+"""The three trainings that make sd-emoji: autoencoder, denoiser, safety checker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler
+from rich.progress import track
+from torch import nn
+from torch.nn import functional as F
+
+from sd_mlflow.emoji import networks
+from sd_mlflow.emoji.fit import fit
+from sd_mlflow.emoji.scenes import Scene
+
+#: Edge of the crops that the autoencoder learns from: it is convolutional, so they serve whole pictures.
+_CROP = 64
+
+
+def pixels(scenes: Sequence[Scene]) -> torch.Tensor:
+    """`scenes` as uint8, shape (n, 3, SIZE, SIZE)."""
+    return torch.from_numpy(np.stack([np.asarray(scene.image) for scene in scenes])).permute(0, 3, 1, 2)
+
+
+def normalized(images: torch.Tensor) -> torch.Tensor:
+    """uint8 in 0 to 255 as float32 in -1 to 1, channels last in memory."""
+    return images.float().div(127.5).sub(1.0).contiguous(memory_format=torch.channels_last)
+
+
+def train_autoencoder(images: torch.Tensor, *, steps: int, batch: int, folder: Path) -> AutoencoderKL:
+    """Train on random crops of `images` (uint8); L1, L1 of the gradients, half the square, a weak KL."""
+    vae = networks.autoencoder().to(memory_format=torch.channels_last)
+
+    def loss(rng: np.random.Generator) -> torch.Tensor:
+        corners = rng.integers(0, images.shape[-1] - _CROP + 1, (batch, 2))
+        chosen = rng.integers(0, len(images), batch)
+        crops = [
+            images[i, :, y : y + _CROP, x : x + _CROP] for i, (y, x) in zip(chosen, corners, strict=True)
+        ]
+        target = normalized(torch.stack(crops))
+        posterior = vae.encode(target).latent_dist
+        error = vae.decode(posterior.sample()).sample.float() - target
+        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        return error.abs().mean() + edges + 0.5 * error.square().mean() + 1e-6 * posterior.kl().mean()
+
+    fit("autoencoder", vae, loss, steps=steps, learning_rate=1e-3, folder=folder)
+    return vae
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of the latents of `images`, float32, each (n, 4, h/8, w/8)."""
+    means, deviations = [], []
+    for chunk in track(images.split(64), description="latents"):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            posterior = vae.encode(normalized(chunk)).latent_dist
+        means.append(posterior.mean.float())
+        deviations.append(posterior.std.float())
+    return torch.cat(means), torch.cat(deviations)
+
+
+class Denoiser(nn.Module):
+    """UNet and text encoder, trained together to predict the noise."""
+
+    def __init__(self, vocabulary: networks.CLIPTokenizer) -> None:
+        super().__init__()
+        self.text_encoder = networks.text_encoder(vocabulary)
+        self.unet = networks.unet().to(memory_format=torch.channels_last)
+
+
+def train_denoiser(
+    vocabulary: networks.CLIPTokenizer,
+    captions: Sequence[str],
+    latents: tuple[torch.Tensor, torch.Tensor],
+    *,
+    steps: int,
+    batch: int,
+    folder: Path,
+) -> Denoiser:
+    """Train on v1-4's noise schedule; a tenth of the captions empty, min-SNR weights (arXiv:2303.09556) at 5."""
+    denoiser = Denoiser(vocabulary)
+    tokens = vocabulary(
+        ["", *captions], padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
+    noising = DDPMScheduler.from_config(networks.scheduler().config)
+    signal = noising.alphas_cumprod
+    weights = (5 * (1 - signal) / signal).clamp(max=1.0)
+    mean, deviation = latents
+
+    def loss(rng: np.random.Generator) -> torch.Tensor:
+        chosen = torch.from_numpy(rng.integers(0, len(mean), batch))
+        timesteps = torch.from_numpy(rng.integers(0, len(signal), batch))
+        named = (chosen + 1) * torch.from_numpy(rng.random(batch) >= 0.1)
+        clean = mean[chosen] + deviation[chosen] * torch.randn_like(mean[chosen])
+        noise = torch.randn_like(clean)
+        noisy = noising.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        hidden = denoiser.text_encoder(tokens[named])[0]
+        error = denoiser.unet(noisy, timesteps, hidden).sample.float() - noise
+        return (error.square().mean(dim=(1, 2, 3)) * weights[timesteps]).mean()
+
+    fit("denoiser", denoiser, loss, steps=steps, learning_rate=8e-4, folder=folder)
+    return denoiser

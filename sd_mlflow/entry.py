@@ -1,0 +1,7 @@
+"""The script by which MLflow makes the model ("models from code"): copied into every package."""
+
+from mlflow.models import set_model
+
+from sd_mlflow.model import StableDiffusionModel
+
+set_model(StableDiffusionModel())

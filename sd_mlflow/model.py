@@ -1,0 +1,121 @@
+"""The `mlflow.pyfunc` model: rows in, records out, through every stage in turn.
+
+`TextToImage` composes the stages and raises the errors of `sd_mlflow.errors`;
+`StableDiffusionModel` is what MLflow loads, and translates them once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+from sd_mlflow import contract, images, pipeline
+from sd_mlflow.engine import Engine, GeneratedImage
+from sd_mlflow.errors import RequestError
+from sd_mlflow.forms import read_rows
+from sd_mlflow.safety import SafetyChecker
+from sd_mlflow.settings import Settings
+
+#: The package's artifacts: the checkpoint folder, and the settings that it was packaged with.
+CHECKPOINT, SETTINGS = "checkpoint", "settings"
+
+
+class TextToImage:
+    """A checkpoint that answers requests. `folder` holds a manifest; see `sd_mlflow.pipeline.load` for errors."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.settings = settings
+        self._pipeline = pipeline.load(folder, settings.device)
+        safety = SafetyChecker(self._pipeline.safety_checker, self._pipeline.feature_extractor)
+        self._engine = Engine(self._pipeline, safety, settings)
+
+    def answer(
+        self, rows: Sequence[contract.Row], parameters: Mapping[str, Any]
+    ) -> list[dict[str, list[Any]]]:
+        """The records that answer `rows`. Raises `RequestError`."""
+        request = contract.parse(rows, parameters, self.settings)
+        generated = self._engine.generate(request.images)
+        answers = [
+            contract.ImageAnswer(
+                row=image.request.row,
+                encoded=images.encode(
+                    image.pixels, request.image_format, request.image_quality, self._provenance(image)
+                ),
+                flag=image.verdict.value,
+                metadata=self._recipe(image),
+            )
+            for image in generated
+        ]
+        return contract.records(request, answers)
+
+    def close(self) -> None:
+        """Stop the engine; callers that still wait get `NotReady`."""
+        self._engine.close()
+
+    def _recipe(self, image: GeneratedImage) -> dict[str, Any]:
+        """What makes `image` again, the prompts aside."""
+        height, width, _ = image.pixels.shape
+        return {
+            "seed": image.request.seed,
+            "num_inference_steps": image.request.num_inference_steps,
+            "guidance_scale": image.request.guidance_scale,
+            "scheduler": image.request.scheduler or self._pipeline.scheduler_name,
+            "height": height,
+            "width": width,
+            "model": f"{self._pipeline.manifest.name}@{self._pipeline.manifest.digest[:12]}",
+        }
+
+    def _provenance(self, image: GeneratedImage) -> dict[str, Any]:
+        """What `image` itself says of how it was made."""
+        recipe = self._recipe(image)
+        if self.settings.prompt_in_provenance:
+            recipe |= {"prompt": image.request.prompt, "negative_prompt": image.request.negative_prompt}
+        return recipe
+
+
+class StableDiffusionModel(PythonModel):  # type: ignore[misc]
+    """What MLflow loads. `text_to_image` answers with this project's own errors, for servers that show them."""
+
+    text_to_image: TextToImage
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the packaged checkpoint. Raises `PackageError`."""
+        settings = json.loads(Path(context.artifacts[SETTINGS]).read_text(encoding="utf-8"))
+        self.text_to_image = TextToImage(Path(context.artifacts[CHECKPOINT]), Settings(**settings))
+
+    def predict(
+        self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """A row of `generated_images` and `nsfw_content_detected` for the request, or one a row of it.
+
+        `model_input` is a DataFrame, a dict of columns, a list of records or of strings. Raises
+        `MlflowException` whose error code is the HTTP status of the `RequestError` behind it.
+        """
+        try:
+            return pd.DataFrame(self.text_to_image.answer(_rows(model_input), params or {}))
+        except RequestError as error:
+            message = error.message if error.row is None else f"row {error.row}: {error.message}"
+            raise MlflowException(message, error_code=_ERROR_CODES[error.status]) from None
+
+
+#: HTTP status -> MLflow's error code that its server answers with that status, or the nearest.
+_ERROR_CODES = {
+    400: "INVALID_PARAMETER_VALUE",
+    413: "INVALID_PARAMETER_VALUE",
+    422: "INVALID_PARAMETER_VALUE",
+    429: "RESOURCE_EXHAUSTED",
+    503: "TEMPORARILY_UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+
+
+def _rows(model_input: Any) -> list[dict[str, Any]]:
+    if isinstance(model_input, pd.DataFrame):
+        return [{str(name): cell for name, cell in row.items()} for row in model_input.to_dict("records")]
+    return read_rows(model_input, "the input")

@@ -1,0 +1,112 @@
+"""A checkpoint folder becomes components on a device, in the dtype it is stored in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from sd_mlflow import manifest
+from sd_mlflow.errors import CheckpointError
+from sd_mlflow.parameters import SCHEDULERS
+from sd_mlflow.prompts import PromptEncoder
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The components of one checkpoint. Not thread-safe: one owner runs them."""
+
+    manifest: manifest.Manifest
+    prompt_encoder: PromptEncoder
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    scheduler_name: str
+    scheduler_config: Mapping[str, Any]
+    safety_checker: StableDiffusionSafetyChecker | None
+    feature_extractor: CLIPImageProcessorPil | None
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels, along an edge, of one latent."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of an edge of the images that the checkpoint was made for."""
+        return int(self.unet.config.sample_size) * self.vae_scale_factor
+
+
+def load(folder: Path, device: str = "auto") -> Pipeline:
+    """Check `folder` against its manifest and load its seven components, without network and without pickle.
+
+    Raises `IntegrityError` for a changed file, `CheckpointError` for a component that lacks a tensor.
+    """
+    diffusers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    checked = manifest.verify(folder)
+    target, dtype = _device(device), getattr(torch, checked.dtype)
+    scheduler = _scheduler_config(folder / "scheduler" / SCHEDULER_CONFIG_NAME)
+    checker = extractor = None
+    if checked.safety_checker:
+        checker = _component(
+            StableDiffusionSafetyChecker, folder / "safety_checker", target, dtype=dtype
+        )
+        extractor = CLIPImageProcessorPil.from_pretrained(
+            folder / "feature_extractor", local_files_only=True
+        )
+    return Pipeline(
+        manifest=checked,
+        prompt_encoder=PromptEncoder(
+            CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+            _component(CLIPTextModel, folder / "text_encoder", target, dtype=dtype),
+        ),
+        unet=_component(UNet2DConditionModel, folder / "unet", target, torch_dtype=dtype),
+        vae=_component(AutoencoderKL, folder / "vae", target, torch_dtype=dtype),
+        scheduler_name=scheduler["_class_name"],
+        scheduler_config=scheduler,
+        safety_checker=checker,
+        feature_extractor=extractor,
+        device=target,
+        dtype=dtype,
+    )
+
+
+def _component(cls: Any, folder: Path, device: torch.device, **dtype: torch.dtype) -> Any:
+    """One model, in evaluation mode; no tensor of it may be left at random."""
+    model, found = cls.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **dtype
+    )
+    absent = [*found["missing_keys"], *found["mismatched_keys"]]
+    if absent:
+        raise CheckpointError(f"{folder.name} lacks {len(absent)} tensors that its config needs: {absent[:3]}")
+    layout = torch.channels_last if isinstance(model, diffusers.ModelMixin) else torch.preserve_format
+    return model.eval().requires_grad_(False).to(device, memory_format=layout)
+
+
+def _scheduler_config(file: Path) -> dict[str, Any]:
+    """The scheduler's configuration, old ones mended as diffusers' `StableDiffusionPipeline` mends them."""
+    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if config.get("_class_name") not in SCHEDULERS:
+        raise CheckpointError(f"scheduler {config.get('_class_name')} is not one of {', '.join(SCHEDULERS)}")
+    return config | {"steps_offset": 1, "clip_sample": False}
+
+
+def _device(name: str) -> torch.device:
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
