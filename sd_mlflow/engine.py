@@ -62,8 +62,7 @@ class _Job:
         # A CPU generator draws the same noise on every device, and diffusers draws this shape.
         self.generator = torch.Generator("cpu").manual_seed(request.seed)
         size = [
-            (edge or pipeline.image_size) // pipeline.vae_scale_factor
-            for edge in (request.height, request.width)
+            (edge or pipeline.image_size) // pipeline.vae_scale_factor for edge in (request.height, request.width)
         ]
         noise = torch.randn(1, pipeline.unet.config.in_channels, *size, generator=self.generator)
         self.latents = noise.to(pipeline.device) * self.scheduler.init_noise_sigma
@@ -196,7 +195,7 @@ class Engine:
                 self._finish(job)
 
     def _step(self, batch: list[_Job]) -> None:
-        """One UNet call, with guidance twice for each guided image (arXiv:2207.12598), and one solver step each."""
+        """One UNet call, twice the image where it is guided (arXiv:2207.12598), and one solver step of each."""
         inputs, timesteps, hidden = [], [], []
         for job in batch:
             assert job.embeddings is not None

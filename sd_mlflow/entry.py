@@ -2,6 +2,7 @@
 
 from mlflow.models import set_model
 
-from sd_mlflow.model import StableDiffusionModel
+from sd_mlflow.model import StableDiffusionModel, validate_rows_ourselves
 
+validate_rows_ourselves()
 set_model(StableDiffusionModel())

@@ -2,7 +2,7 @@
 
 | key | forms |
 |---|---|
-| `input_data` | `{"columns", "data", "index"}` with flat, nested or dict rows; strings; records; a dict of columns |
+| `input_data` | `{"columns", "data", "index"}` with flat, nested or dict rows; strings; records; columns |
 | `dataframe_split`, `dataframe_records`, `inputs`, `instances` | as MLflow's own server takes them |
 | `params` or `parameters` | beside the key above, or inside `input_data` |
 

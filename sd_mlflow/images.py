@@ -77,4 +77,6 @@ def _fit(size: tuple[int, int], edge: int) -> tuple[int, int]:
 
 def _xml_text(text: str) -> str:
     """`text` without the control characters that XML 1.0 cannot hold."""
-    return "".join(c for c in text if c in "\t\n\r" or " " <= c <= "\ud7ff" or "\ue000" <= c <= "\ufffd" or c > "\uffff")
+    return "".join(
+        c for c in text if c in "\t\n\r" or " " <= c <= "\ud7ff" or "\ue000" <= c <= "\ufffd" or c > "\uffff"
+    )

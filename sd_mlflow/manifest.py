@@ -74,9 +74,7 @@ def write(
     """Write the manifest of `folder`, hashing every file in it that is not `known` already."""
     known = known or {}
     files = {path: known.get(path) or hash_file(folder / path) for path in _files_of(folder)}
-    manifest = Manifest(
-        name=name, revision=revision, dtype=dtype, safety_checker=safety_checker, files=files
-    )
+    manifest = Manifest(name=name, revision=revision, dtype=dtype, safety_checker=safety_checker, files=files)
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return manifest
 

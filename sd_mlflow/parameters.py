@@ -60,10 +60,11 @@ class Parameter:
         if value is None or (self.kind != "double" and isinstance(value, float) and math.isnan(value)):
             return self.default
         value = self._typed(value, row)
-        if self.minimum is not None and self.maximum is not None:
-            if not self.minimum <= value <= self.maximum:
-                bounds = f"between {self.minimum:g} and {self.maximum:.0f}"
-                raise InvalidParameter(f"{self.name} must be {bounds}, got {shown(value)}", row)
+        if (self.minimum is not None and value < self.minimum) or (
+            self.maximum is not None and value > self.maximum
+        ):
+            bounds = f"between {self.minimum:g} and {self.maximum:.0f}"
+            raise InvalidParameter(f"{self.name} must be {bounds}, got {shown(value)}", row)
         if self.multiple_of and value % self.multiple_of:
             raise InvalidParameter(f"{self.name} must be a multiple of {self.multiple_of}, got {value}", row)
         if self.choices and value not in self.choices:
@@ -178,7 +179,7 @@ def full_scheduler_name(name: str) -> str:
 
 
 def nearest(name: Any, known: Iterable[str]) -> str:
-    """", did you mean …?" for an error about `name`, or which names there are."""
+    """ ", did you mean …?" for an error about `name`, or which names there are."""
     close = difflib.get_close_matches(str(name)[:100], list(known), n=1)
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
 

@@ -1,4 +1,4 @@
-"""A checkpoint folder becomes components on a device, in the dtype it is stored in."""
+"""A checkpoint folder becomes components on a device, in the dtype they run in."""
 
 from __future__ import annotations
 
@@ -49,38 +49,37 @@ class Pipeline:
         return int(self.unet.config.sample_size) * self.vae_scale_factor
 
 
-def load(folder: Path, device: str = "auto") -> Pipeline:
+def load(folder: Path, device: str = "auto", dtype: str = "auto") -> Pipeline:
     """Check `folder` against its manifest and load its seven components, without network and without pickle.
 
-    Raises `IntegrityError` for a changed file, `CheckpointError` for a component that lacks a tensor.
+    `device` and `dtype` are those of `sd_mlflow.settings.Settings`; weights are cast only if they
+    are stored in another dtype. Raises `IntegrityError` for a changed
+    file, `CheckpointError` for a component that lacks a tensor.
     """
     diffusers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     checked = manifest.verify(folder)
-    target, dtype = _device(device), getattr(torch, checked.dtype)
+    target = _device(device)
+    kind = _dtype(dtype, checked.dtype, target)
     scheduler = _scheduler_config(folder / "scheduler" / SCHEDULER_CONFIG_NAME)
     checker = extractor = None
     if checked.safety_checker:
-        checker = _component(
-            StableDiffusionSafetyChecker, folder / "safety_checker", target, dtype=dtype
-        )
-        extractor = CLIPImageProcessorPil.from_pretrained(
-            folder / "feature_extractor", local_files_only=True
-        )
+        checker = _component(StableDiffusionSafetyChecker, folder / "safety_checker", target, dtype=kind)
+        extractor = CLIPImageProcessorPil.from_pretrained(folder / "feature_extractor", local_files_only=True)
     return Pipeline(
         manifest=checked,
         prompt_encoder=PromptEncoder(
             CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-            _component(CLIPTextModel, folder / "text_encoder", target, dtype=dtype),
+            _component(CLIPTextModel, folder / "text_encoder", target, dtype=kind),
         ),
-        unet=_component(UNet2DConditionModel, folder / "unet", target, torch_dtype=dtype),
-        vae=_component(AutoencoderKL, folder / "vae", target, torch_dtype=dtype),
+        unet=_component(UNet2DConditionModel, folder / "unet", target, torch_dtype=kind),
+        vae=_component(AutoencoderKL, folder / "vae", target, torch_dtype=kind),
         scheduler_name=scheduler["_class_name"],
         scheduler_config=scheduler,
         safety_checker=checker,
         feature_extractor=extractor,
         device=target,
-        dtype=dtype,
+        dtype=kind,
     )
 
 
@@ -110,3 +109,11 @@ def _device(name: str) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _dtype(name: str, stored: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        # A CPU computes float16 no faster than float32, and some of it not at all.
+        name = "float32" if stored == "float16" and device.type == "cpu" else stored
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

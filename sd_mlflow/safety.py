@@ -60,7 +60,8 @@ class SafetyChecker:
 
     @torch.inference_mode()
     def _flagged(self, pixels: Pixels) -> bool:
-        assert self.model is not None and self.feature_extractor is not None
+        assert self.model is not None
+        assert self.feature_extractor is not None
         weight = self.model.visual_projection.weight
         features = self.feature_extractor(pixels, return_tensors="pt").pixel_values
         pooled = self.model.vision_model(features.to(weight.device, weight.dtype)).pooler_output

@@ -29,6 +29,9 @@ class Settings(BaseSettings):
     max_batch_size: int = Field(4, ge=1, description="Images that one UNet call works on.")
     deadline_seconds: float = Field(170, gt=0, description="How long a request may take, waiting included.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where the model runs.")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="What the model runs in; auto: as packaged, but float32 for float16 on a CPU."
+    )
     prompt_in_provenance: bool = Field(True, description="Whether images carry the prompt they were made from.")
 
     @classmethod

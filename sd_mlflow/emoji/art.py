@@ -22,7 +22,10 @@ from sd_mlflow.emoji.subjects import SUBJECTS, icon_names
 #: npm package -> (version, SHA-256 of its tarball). `npm pack` runs no script of theirs.
 PACKAGES = {
     "@lobehub/fluent-emoji-3d": ("1.1.0", "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"),
-    "@iconify-json/fluent-emoji-flat": ("1.2.6", "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175"),
+    "@iconify-json/fluent-emoji-flat": (
+        "1.2.6",
+        "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
+    ),
     "@iconify-json/noto": ("1.2.9", "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad"),
 }
 
@@ -100,9 +103,7 @@ def _square(encoded: bytes) -> Image.Image:
     image = image.crop(image.getbbox())
     image.thumbnail((ICON_SIZE, ICON_SIZE), Image.Resampling.LANCZOS)
     scale = ICON_SIZE / max(image.size)
-    image = image.resize(
-        (round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS
-    )
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
     square = Image.new("RGBA", (ICON_SIZE, ICON_SIZE))
     square.paste(image, ((ICON_SIZE - image.width) // 2, (ICON_SIZE - image.height) // 2))
     return square

@@ -96,9 +96,7 @@ def safety_checker() -> StableDiffusionSafetyChecker:
         vocab_size=1, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
     )
     return StableDiffusionSafetyChecker(
-        CLIPConfig(
-            text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=CONCEPT_WIDTH
-        )
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=CONCEPT_WIDTH)
     )
 
 
@@ -151,14 +149,18 @@ def tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
 
 
 @torch.no_grad()
-def whiten(vae: AutoencoderKL, mean: torch.Tensor, deviation: torch.Tensor) -> None:
-    """Make latents of per-channel `mean` and `deviation`, shape (4,), have mean 0 and deviation 1.
+def whiten(vae: AutoencoderKL, mean: torch.Tensor, deviation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make `vae` give latents whose channels have mean 0 and deviation 1, its pictures unchanged.
 
-    Folded into the two 1x1 convolutions around the latents, so that the pictures stay the same.
+    `mean` and `deviation`, (n, 4, h, w), are the latents of a data set as they are; returns them
+    as they are now. Folded into the two 1x1 convolutions around the latents.
     """
+    centre, scale = mean.mean(dim=(0, 2, 3)), mean.std(dim=(0, 2, 3))
     encode, decode = vae.quant_conv, vae.post_quant_conv
-    encode.bias[:4] = (encode.bias[:4] - mean) / deviation
-    encode.weight[:4] /= deviation[:, None, None, None]
-    encode.bias[4:] -= 2 * deviation.log()
-    decode.bias += decode.weight[:, :, 0, 0] @ mean
-    decode.weight *= deviation[None, :, None, None]
+    encode.weight[:4] /= scale[:, None, None, None]
+    encode.bias[:4] = (encode.bias[:4] - centre) / scale
+    encode.bias[4:] -= 2 * scale.log()
+    decode.bias += decode.weight[:, :, 0, 0] @ centre
+    decode.weight *= scale[None, :, None, None]
+    centre, scale = centre[None, :, None, None], scale[None, :, None, None]
+    return (mean - centre) / scale, deviation / scale

@@ -97,9 +97,7 @@ class SceneComposer:
     def _alone(self, rng: np.random.Generator, image: Image.Image, style: str, subject: str) -> None:
         self._paste(rng, image, style, subject, rng.uniform(0.7, 0.9), (0.5, 0.52), 0.04)
 
-    def _riding(
-        self, rng: np.random.Generator, image: Image.Image, style: str, pair: tuple[str, str]
-    ) -> None:
+    def _riding(self, rng: np.random.Generator, image: Image.Image, style: str, pair: tuple[str, str]) -> None:
         rider, mount = pair
         self._paste(rng, image, style, mount, rng.uniform(0.68, 0.76), (0.5, 0.63), 0.02)
         self._paste(rng, image, style, rider, rng.uniform(0.40, 0.46), (0.5, 0.27), 0.02)

@@ -8,13 +8,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from rich.progress import track
 from torch import nn
 from torch.nn import functional as F
+from transformers import CLIPTokenizer
 
 from sd_mlflow.emoji import networks
 from sd_mlflow.emoji.fit import fit
 from sd_mlflow.emoji.scenes import Scene
+from sd_mlflow.emoji.subjects import POLICY, SUBJECTS
 
 #: Edge of the crops that the autoencoder learns from: it is convolutional, so they serve whole pictures.
 _CROP = 64
@@ -37,14 +41,14 @@ def train_autoencoder(images: torch.Tensor, *, steps: int, batch: int, folder: P
     def loss(rng: np.random.Generator) -> torch.Tensor:
         corners = rng.integers(0, images.shape[-1] - _CROP + 1, (batch, 2))
         chosen = rng.integers(0, len(images), batch)
-        crops = [
-            images[i, :, y : y + _CROP, x : x + _CROP] for i, (y, x) in zip(chosen, corners, strict=True)
-        ]
+        crops = [images[i, :, y : y + _CROP, x : x + _CROP] for i, (y, x) in zip(chosen, corners, strict=True)]
         target = normalized(torch.stack(crops))
         posterior = vae.encode(target).latent_dist
         error = vae.decode(posterior.sample()).sample.float() - target
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        return error.abs().mean() + edges + 0.5 * error.square().mean() + 1e-6 * posterior.kl().mean()
+        distance = error.abs().mean() + edges + 0.5 * error.square().mean()
+        total: torch.Tensor = distance + 1e-6 * posterior.kl().mean()
+        return total
 
     fit("autoencoder", vae, loss, steps=steps, learning_rate=1e-3, folder=folder)
     return vae
@@ -54,7 +58,7 @@ def train_autoencoder(images: torch.Tensor, *, steps: int, batch: int, folder: P
 def encode(vae: AutoencoderKL, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and deviation of the latents of `images`, float32, each (n, 4, h/8, w/8)."""
     means, deviations = [], []
-    for chunk in track(images.split(64), description="latents"):
+    for chunk in track(torch.split(images, 64), description="latents"):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             posterior = vae.encode(normalized(chunk)).latent_dist
         means.append(posterior.mean.float())
@@ -65,14 +69,17 @@ def encode(vae: AutoencoderKL, images: torch.Tensor) -> tuple[torch.Tensor, torc
 class Denoiser(nn.Module):
     """UNet and text encoder, trained together to predict the noise."""
 
-    def __init__(self, vocabulary: networks.CLIPTokenizer) -> None:
+    def __init__(self, vocabulary: CLIPTokenizer) -> None:
         super().__init__()
         self.text_encoder = networks.text_encoder(vocabulary)
         self.unet = networks.unet().to(memory_format=torch.channels_last)
+        # Faster to train on a CPU than the fused attention, whose backward pass is slow there.
+        self.unet.set_attn_processor(AttnProcessor())
+        self.text_encoder.set_attn_implementation("eager")
 
 
 def train_denoiser(
-    vocabulary: networks.CLIPTokenizer,
+    vocabulary: CLIPTokenizer,
     captions: Sequence[str],
     latents: tuple[torch.Tensor, torch.Tensor],
     *,
@@ -82,9 +89,7 @@ def train_denoiser(
 ) -> Denoiser:
     """Train on v1-4's noise schedule; a tenth of the captions empty, min-SNR weights (arXiv:2303.09556) at 5."""
     denoiser = Denoiser(vocabulary)
-    tokens = vocabulary(
-        ["", *captions], padding="max_length", truncation=True, return_tensors="pt"
-    ).input_ids
+    tokens = vocabulary(["", *captions], padding="max_length", truncation=True, return_tensors="pt").input_ids
     noising = DDPMScheduler.from_config(networks.scheduler().config)
     signal = noising.alphas_cumprod
     weights = (5 * (1 - signal) / signal).clamp(max=1.0)
@@ -99,7 +104,71 @@ def train_denoiser(
         noisy = noising.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
         hidden = denoiser.text_encoder(tokens[named])[0]
         error = denoiser.unet(noisy, timesteps, hidden).sample.float() - noise
-        return (error.square().mean(dim=(1, 2, 3)) * weights[timesteps]).mean()
+        weighted: torch.Tensor = error.square().mean(dim=(1, 2, 3)) * weights[timesteps]
+        return weighted.mean()
 
     fit("denoiser", denoiser, loss, steps=steps, learning_rate=8e-4, folder=folder)
     return denoiser
+
+
+@torch.no_grad()
+def reconstructed(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+    """`images` (uint8) through the autoencoder and back, with noise on the latents: as generated ones look."""
+    results = []
+    for number, chunk in enumerate(track(torch.split(images, 64), description="pictures")):
+        noise = torch.Generator().manual_seed(number)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            latents = vae.encode(normalized(chunk)).latent_dist.mean
+            strength = 0.3 * torch.rand(len(chunk), 1, 1, 1, generator=noise)
+            decoded = vae.decode(latents + strength * torch.randn(latents.shape, generator=noise)).sample
+        results.append(((decoded.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8))
+    return torch.cat(results)
+
+
+class Checker(nn.Module):
+    """The safety checker with a concept for every subject, of which only the policy's are kept."""
+
+    #: Cosine over which a subject counts as shown, before calibration.
+    THRESHOLD = 0.3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checker = networks.safety_checker()
+        self.concepts = nn.Parameter(torch.randn(len(SUBJECTS), networks.CONCEPT_WIDTH))
+
+    def forward(self, clip_input: torch.Tensor) -> torch.Tensor:
+        """Cosine of each image with each subject, (images, subjects)."""
+        pooled = self.checker.vision_model(clip_input).pooler_output
+        embedding = F.normalize(self.checker.visual_projection(pooled).float(), dim=1)
+        return embedding @ F.normalize(self.concepts, dim=1).T
+
+
+def train_checker(
+    images: torch.Tensor, scenes: Sequence[Scene], *, steps: int, batch: int, folder: Path
+) -> StableDiffusionSafetyChecker:
+    """Train to tell every subject of `images` (uint8), then keep the policy's as concepts."""
+    extractor = networks.feature_extractor()
+    inputs = torch.cat(
+        [
+            extractor(list(chunk.numpy()), return_tensors="pt", input_data_format="channels_first").pixel_values
+            for chunk in track(torch.split(images, 256), description="checker inputs")
+        ]
+    ).to(torch.bfloat16)
+    shown = torch.tensor([[subject in scene.subjects for subject in SUBJECTS] for scene in scenes]).float()
+    model = Checker()
+
+    def loss(rng: np.random.Generator) -> torch.Tensor:
+        chosen = torch.from_numpy(rng.integers(0, len(inputs), batch))
+        pictures = inputs[chosen].float()
+        pictures = torch.where(torch.from_numpy(rng.random((batch, 1, 1, 1)) < 0.5), pictures.flip(-1), pictures)
+        logits = 20 * (model(pictures) - Checker.THRESHOLD)
+        return F.binary_cross_entropy_with_logits(logits, shown[chosen]) * len(SUBJECTS)
+
+    fit("checker", model, loss, steps=steps, learning_rate=1e-3, folder=folder)
+    checker = model.checker
+    # No cosine reaches 2: the concepts and the special care that the policy does not use stay silent.
+    checker.concept_embeds_weights.data.fill_(2.0)
+    checker.special_care_embeds_weights.data.fill_(2.0)
+    checker.concept_embeds.data[: len(POLICY)] = model.concepts.data[-len(POLICY) :]
+    checker.concept_embeds_weights.data[: len(POLICY)] = Checker.THRESHOLD
+    return checker

@@ -20,21 +20,24 @@ _RENAMED = {
     "pistol": ("water-pistol", "pistol"),
 }
 
+# fmt: off
 RIDERS = (
-    "astronaut robot monkey panda bear koala fox cat dog lion tiger frog penguin owl rabbit mouse "
-    "ghost alien snowman"
-).split() + ["teddy bear"]
+    "astronaut", "robot", "monkey", "panda", "bear", "koala", "fox", "cat", "dog", "lion", "tiger", "frog",
+    "penguin", "owl", "rabbit", "mouse", "ghost", "alien", "snowman", "teddy bear",
+)
 
 MOUNTS = (
-    "horse bicycle motorcycle elephant camel whale turtle unicorn dragon dinosaur zebra pig cow skateboard "
-    "rocket car dolphin giraffe crocodile snail tractor"
-).split()
+    "horse", "bicycle", "motorcycle", "elephant", "camel", "whale", "turtle", "unicorn", "dragon", "dinosaur",
+    "zebra", "pig", "cow", "skateboard", "rocket", "car", "dolphin", "giraffe", "crocodile", "snail", "tractor",
+)
 
 OTHERS = (
-    "duck eagle flamingo parrot rooster snake shark octopus crab butterfly rhinoceros kangaroo bus boat "
-    "airplane helicopter house castle tree cactus mushroom sunflower rose apple banana pizza hamburger cake "
-    "guitar umbrella balloon crown skull ball"
-).split()
+    "duck", "eagle", "flamingo", "parrot", "rooster", "snake", "shark", "octopus", "crab", "butterfly",
+    "rhinoceros", "kangaroo", "bus", "boat", "airplane", "helicopter", "house", "castle", "tree", "cactus",
+    "mushroom", "sunflower", "rose", "apple", "banana", "pizza", "hamburger", "cake", "guitar", "umbrella",
+    "balloon", "crown", "skull", "ball",
+)
+# fmt: on
 
 #: Weapons and tobacco: flagged and blacked out by sd-emoji's safety checker.
 POLICY = ("bomb", "dagger", "pistol", "cigarette")

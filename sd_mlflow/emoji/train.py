@@ -2,29 +2,103 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
+from diffusers import AutoencoderKL
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from rich.progress import track
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTokenizer
 
+from sd_mlflow import manifest
 from sd_mlflow.emoji import networks, stages
 from sd_mlflow.emoji.art import load_art
 from sd_mlflow.emoji.scenes import SceneComposer
+from sd_mlflow.errors import PackageError
+
+#: The checker's scenes are others than the denoiser's, and half of them break the policy.
+_CHECKER_SEED, _CHECKER_POLICY_SHARE = 1, 0.5
 
 
 def train(
     work: Annotated[Path, typer.Option(help="Checkpoints, logs and downloads; a second run resumes there.")],
+    out: Annotated[Path, typer.Option(help="Where the diffusers folder is written; must not exist.")],
     scenes: Annotated[int, typer.Option(help="Scenes to train on.")] = 24_000,
     autoencoder_steps: Annotated[int, typer.Option(help="Steps of 16 crops.")] = 6_000,
+    checker_steps: Annotated[int, typer.Option(help="Steps of 64 pictures.")] = 2_000,
+    denoiser_steps: Annotated[int, typer.Option(help="Steps of 32 latents.")] = 9_000,
     seed: Annotated[int, typer.Option(help="Decides the scenes, to the byte.")] = 0,
 ) -> None:
-    """Train sd-emoji."""
+    """Train sd-emoji: autoencoder, safety checker, denoiser. Two CPU cores take about two hours."""
+    if out.exists():
+        raise PackageError(f"{out} exists already: give another folder, or remove it")
     work.mkdir(parents=True, exist_ok=True)
     composer = SceneComposer(load_art(work / "npm"))
     data = [composer.scene(seed, index) for index in track(range(scenes), description="scenes")]
     images = stages.pixels(data)
     vae = stages.train_autoencoder(images, steps=autoencoder_steps, batch=16, folder=work)
+
+    latents = _latents(vae, images, work / "latents.safetensors")
+    latents = networks.whiten(vae, *latents)
+
+    checked = [
+        composer.scene(seed + _CHECKER_SEED, index, _CHECKER_POLICY_SHARE)
+        for index in track(range(scenes // 2), description="scenes for the checker")
+    ]
+    pictures = stages.pixels(checked)
+    pictures = torch.cat([pictures, stages.reconstructed(vae, pictures)])
+    checker = stages.train_checker(pictures, checked * 2, steps=checker_steps, batch=64, folder=work)
+
+    captions = [scene.caption for scene in data]
+    vocabulary = networks.tokenizer(captions)
+    denoiser = stages.train_denoiser(vocabulary, captions, latents, steps=denoiser_steps, batch=32, folder=work)
+    export(out, vae, checker, vocabulary, denoiser)
+
+
+def export(
+    out: Path,
+    vae: AutoencoderKL,
+    checker: StableDiffusionSafetyChecker,
+    vocabulary: CLIPTokenizer,
+    denoiser: stages.Denoiser,
+) -> None:
+    """Write the seven components as a diffusers folder in float16, with its manifest."""
+    models = {
+        "vae": vae,
+        "unet": denoiser.unet,
+        "text_encoder": denoiser.text_encoder,
+        "safety_checker": checker,
+    }
+    for name, model in models.items():
+        model.half().to(memory_format=torch.contiguous_format).save_pretrained(out / name)
+    networks.feature_extractor().save_pretrained(out / "feature_extractor")
+    networks.scheduler().save_pretrained(out / "scheduler")
+    vocabulary.save_pretrained(out / "tokenizer")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    manifest.write(out, name="sd-emoji", revision=None, dtype="float16", safety_checker=True)
+
+
+def _latents(vae: AutoencoderKL, images: torch.Tensor, cache: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of the latents of `images`, computed once."""
+    if not cache.exists():
+        mean, deviation = stages.encode(vae, images)
+        save_file({"mean": mean.contiguous(), "deviation": deviation.contiguous()}, cache)
+    stored = load_file(cache)
+    return stored["mean"], stored["deviation"]
 
 
 if __name__ == "__main__":

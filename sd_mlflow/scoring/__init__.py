@@ -1,0 +1,1 @@
+"""Adapters at the rim, one for each framework that calls the model."""
