@@ -133,8 +133,8 @@ def select(names: Iterable[str], safety_checker: bool) -> Selection:
         texts = [text for text in texts if not text.startswith(("safety_checker/", "feature_extractor/"))]
     required = [*_REQUIRED, *(["feature_extractor/preprocessor_config.json"] if safety_checker else [])]
     missing = [text for text in required if text not in texts]
-    if not any(text.startswith("tokenizer/") for text in texts):
-        missing.append("tokenizer/")
+    if "tokenizer/tokenizer.json" not in texts and not {"tokenizer/vocab.json", "tokenizer/merges.txt"} <= {*texts}:
+        missing.append("tokenizer/vocab.json with merges.txt")
     if missing:
         raise CheckpointError(f"the checkpoint is not in Stable Diffusion v1-4's layout: no {', '.join(missing)}")
     return Selection(texts, {component: _weights(component, names) for component in components})
@@ -146,20 +146,19 @@ def _weights(component: str, names: Iterable[str]) -> list[str]:
     pattern = re.compile(
         rf"{component}/(?:{bases})(?:\.(?P<variant>\w+))?(?:-(?P<part>\d+)-of-(?P<parts>\d+))?\.(?P<kind>safetensors|bin)"
     )
-    copies: dict[tuple[bool, bool, str], dict[int, str]] = {}
-    parts: dict[tuple[bool, bool, str], int] = {}
+    copies: dict[tuple[bool, bool, str, int], dict[int, str]] = {}
     for name in names:
         if found := pattern.fullmatch(name):
             variant = found["variant"] or ""
-            copy = (found["kind"] == "bin", bool(variant), variant)
+            copy = (found["kind"] == "bin", bool(variant), variant, int(found["parts"] or 1))
             copies.setdefault(copy, {})[int(found["part"] or 1)] = name
-            parts[copy] = int(found["parts"] or 1)
     if not copies:
         raise CheckpointError(f"{component} has no weights: neither safetensors nor .bin")
     best = min(copies)
-    absent = set(range(1, parts[best] + 1)) - copies[best].keys()
+    *_, parts = best
+    absent = set(range(1, parts + 1)) - copies[best].keys()
     if absent:
-        raise CheckpointError(f"{component} lacks part {min(absent)} of {parts[best]} of its weights")
+        raise CheckpointError(f"{component} lacks part {min(absent)} of {parts} of its weights")
     return [copies[best][part] for part in sorted(copies[best])]
 
 
@@ -170,7 +169,6 @@ def _names(folder: Path) -> list[str]:
 def _download(repo_id: str, revision: str | None) -> Source:
     """The files of a hub model that count, at the commit that `revision` (or the main branch) is now."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         info = huggingface_hub.HfApi().model_info(repo_id, revision=revision)
@@ -178,8 +176,10 @@ def _download(repo_id: str, revision: str | None) -> Source:
         chosen = select(names, "safety_checker/config.json" in names)
         files = [*chosen.texts, *(name for part in chosen.weights.values() for name in part)]
         folder: Any = huggingface_hub.snapshot_download(repo_id, revision=info.sha, allow_patterns=files)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever its HTTP client raises comes through as it is
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CheckpointError(
             f"{repo_id} cannot be had from the hub ({reason}): check its name, your login "
             "(`hf auth login`) and the network, or give a folder"

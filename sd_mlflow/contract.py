@@ -6,6 +6,7 @@ The bodies that a server accepts are read in `sd_mlflow.forms`; here rows are di
 from __future__ import annotations
 
 import base64
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -145,16 +146,19 @@ def _read_row(row: Row, number: int, settings: Settings) -> tuple[str, dict[str,
         raise InvalidParameter(f"{PROMPT} must be a string, got {shown(prompt)}", number)
     if not prompt.strip():
         raise InvalidParameter(f"{PROMPT} must not be blank, got {shown(prompt)}", number)
-    overrides = {name: PARAMETERS[name].validate(row[name], number) for name in ROW_PARAMETERS if name in row}
-    overrides = {name: value for name, value in overrides.items() if not _missing(row[name])}
+    overrides = {
+        name: PARAMETERS[name].validate(row[name], number)
+        for name in ROW_PARAMETERS
+        if not _missing(row.get(name))
+    }
     for name, text in ((PROMPT, prompt), ("negative_prompt", overrides.get("negative_prompt", ""))):
         _limit(f"characters of {name}", len(text), settings.max_prompt_characters, number)
     return prompt, overrides
 
 
 def _missing(cell: Any) -> bool:
-    """Whether a cell is empty: None, or one of pandas' ways to say so, none of which equals itself."""
-    return cell is None or cell != cell
+    """Whether a cell is empty: None, or NaN, which pandas writes into the gaps of a column."""
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
 
 
 def _record(answers: Sequence[ImageAnswer], with_metadata: bool) -> dict[str, list[Any]]:

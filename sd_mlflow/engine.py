@@ -123,7 +123,8 @@ class Engine:
         with self._changed:
             if self._closed:
                 raise NotReady("the model is shutting down")
-            waiting, room = len(self._jobs), self._settings.max_queued_images
+            waiting = sum(not job.future.done() for job in self._jobs)
+            room = self._settings.max_queued_images
             if waiting + len(requests) > room:
                 raise QueueFull(
                     f"{waiting} images are in work, {len(requests)} more would pass the {room} of this deployment",

@@ -136,7 +136,8 @@ def _enforce_other_schemas(data: Any, schema: Any, flavor: str | None = None) ->
 def _rows(model_input: Any) -> list[dict[str, Any]]:
     """The rows of what MLflow's surfaces hand over: pandas and numpy become plain lists and dicts."""
     if isinstance(model_input, pd.DataFrame):
-        model_input = [{str(name): cell for name, cell in row.items()} for row in model_input.to_dict("records")]
+        cells = model_input.astype(object).where(model_input.notna(), None)
+        model_input = [{str(name): cell for name, cell in row.items()} for row in cells.to_dict("records")]
     elif isinstance(model_input, dict):
         model_input = {name: _plain(column) for name, column in model_input.items()}
     return read_rows(_plain(model_input), "the input")

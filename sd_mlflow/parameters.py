@@ -52,12 +52,12 @@ class Parameter:
     choices: tuple[str, ...] = ()
 
     def validate(self, value: Any, row: int | None = None) -> Any:
-        """`value` as this parameter's Python type; None and NaN mean the default.
+        """`value` as this parameter's Python type; None means the default.
 
         Raises `InvalidParameter` with name, value and bound.
         """
         value = value.item() if hasattr(value, "item") else value
-        if value is None or (self.kind != "double" and isinstance(value, float) and math.isnan(value)):
+        if value is None:
             return self.default
         value = self._typed(value, row)
         if (self.minimum is not None and value < self.minimum) or (

@@ -61,7 +61,7 @@ def load(folder: Path, device: str = "auto", dtype: str = "auto") -> Pipeline:
     checked = manifest.verify(folder)
     target = _device(device)
     kind = _dtype(dtype, checked.dtype, target)
-    scheduler = _scheduler_config(folder / "scheduler" / SCHEDULER_CONFIG_NAME)
+    scheduler = scheduler_config(folder)
     checker = extractor = None
     if checked.safety_checker:
         checker = _component(StableDiffusionSafetyChecker, folder / "safety_checker", target, dtype=kind)
@@ -95,8 +95,9 @@ def _component(cls: Any, folder: Path, device: torch.device, **dtype: torch.dtyp
     return model.eval().requires_grad_(False).to(device, memory_format=layout)
 
 
-def _scheduler_config(file: Path) -> dict[str, Any]:
+def scheduler_config(folder: Path) -> dict[str, Any]:
     """The scheduler's configuration, old ones mended as diffusers' `StableDiffusionPipeline` mends them."""
+    file = folder / "scheduler" / SCHEDULER_CONFIG_NAME
     config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if config.get("_class_name") not in SCHEDULERS:
         raise CheckpointError(f"scheduler {config.get('_class_name')} is not one of {', '.join(SCHEDULERS)}")

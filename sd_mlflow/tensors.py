@@ -145,12 +145,13 @@ def _read_bin(path: Path) -> list[StoredTensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        # torch's own message advises to load it all the same: not repeated.
         raise CheckpointError(
-            f"{path.name} is not a plain file of tensors, and nothing else in it is loaded, for safety: "
-            f"{str(error).splitlines()[0]} Convert it to safetensors where you trust it."
-        ) from None
-    if not isinstance(content, dict) or not all(isinstance(t, torch.Tensor) for t in content.values()):
-        raise CheckpointError(f"{path.name} is not a state dict: it must map names to tensors")
+            f"{path.name} is damaged, or holds more than tensors, and nothing else in it is loaded, for safety. "
+            "Convert it to safetensors where you trust it."
+        ) from error
+    if not isinstance(content, dict) or not all(_is_entry(*item) for item in content.items()):
+        raise CheckpointError(f"{path.name} is not a state dict: it must map names to dense tensors")
 
     def stored(name: str, tensor: torch.Tensor) -> StoredTensor:
         if tensor.dtype not in _CODES:
@@ -158,3 +159,9 @@ def _read_bin(path: Path) -> list[StoredTensor]:
         return StoredTensor(name, tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
     return [stored(name, tensor) for name, tensor in content.items()]
+
+
+def _is_entry(name: Any, tensor: Any) -> bool:
+    """Whether this is a name and a tensor whose values are all there."""
+    dense = isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided and not tensor.is_meta
+    return dense and isinstance(name, str)

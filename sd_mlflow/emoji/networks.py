@@ -109,14 +109,17 @@ def feature_extractor() -> CLIPImageProcessor:
 
 def scheduler() -> PNDMScheduler:
     """v1-4's scheduler, with v1-4's configuration."""
-    return PNDMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        num_train_timesteps=1000,
-        set_alpha_to_one=False,
-        skip_prk_steps=True,
-        steps_offset=1,
+    return PNDMScheduler.from_config(
+        {
+            "beta_schedule": "scaled_linear",
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "num_train_timesteps": 1000,
+            "set_alpha_to_one": False,
+            "skip_prk_steps": True,
+            "steps_offset": 1,
+            "clip_sample": False,  # not PNDM's, but kept for whoever swaps in DDIM
+        }
     )
 
 

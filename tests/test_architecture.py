@@ -1,0 +1,86 @@
+"""The house: who may import whom, and what an import may load."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+PACKAGE = REPOSITORY / "sd_mlflow"
+
+#: Room -> the rooms it may import. Inward only: a room may not import one that imports it.
+ALLOWED = {
+    "errors": set(),
+    "settings": set(),
+    "parameters": {"errors"},
+    "manifest": {"errors"},
+    "tensors": {"errors", "manifest"},
+    "prompts": {"errors"},
+    "schedulers": {"errors", "parameters"},
+    "pipeline": {"errors", "manifest", "parameters", "prompts"},
+    "safety": {"errors"},
+    "images": {"safety"},
+    "engine": {"errors", "parameters", "pipeline", "safety", "schedulers", "settings"},
+    "contract": {"errors", "parameters", "settings"},
+    "forms": {"contract", "errors", "parameters"},
+    "model": {"contract", "engine", "errors", "forms", "images", "pipeline", "safety", "settings"},
+    "entry": {"model"},
+    "checkpoint": {"errors", "manifest", "tensors"},
+    "packaging": {"checkpoint", "contract", "errors", "manifest", "settings"},
+    "full_size": {"manifest", "tensors"},
+    "scoring": {"errors", "forms", "model"},
+    "demo": {"checkpoint", "images", "packaging", "scoring"},
+    "cli": {"checkpoint", "errors", "manifest", "model", "packaging", "parameters", "scoring", "settings"},
+    "emoji": {"errors", "manifest"},
+}
+
+
+def rooms() -> dict[str, list[Path]]:
+    """Every module or subpackage, with its files."""
+    found: dict[str, list[Path]] = {}
+    for file in PACKAGE.rglob("*.py"):
+        room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if room != "__init__":
+            found.setdefault(room, []).append(file)
+    return found
+
+
+def imported(file: Path) -> set[str]:
+    """The rooms that `file` imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("sd_mlflow.")}
+
+
+@pytest.mark.parametrize("room", sorted(rooms()))
+def test_imports_point_inward(room: str) -> None:
+    assert room in ALLOWED, f"{room} is a new room: say in ALLOWED what it may import"
+    for file in rooms()[room]:
+        assert imported(file) - {room} <= ALLOWED[room], file
+
+
+@pytest.mark.parametrize("module", ["sd_mlflow", "sd_mlflow.cli", "sd_mlflow.contract", "sd_mlflow.forms"])
+def test_light_modules_load_neither_torch_nor_mlflow(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'torch', 'mlflow', 'diffusers'}} & sys.modules.keys()))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"
+
+
+def test_the_online_script_travels_alone() -> None:
+    """It is uploaded without the rest: at its top it may import nothing of the project."""
+    tree = ast.parse((PACKAGE / "scoring" / "online.py").read_text(encoding="utf-8"))
+    top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not any("sd_mlflow" in ast.unparse(node) for node in top)
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: file.name)
+def test_modules_stay_readable(file: Path) -> None:
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 260

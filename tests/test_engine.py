@@ -1,0 +1,188 @@
+"""The engine: the same image alone and in company, and callers that leave, come late or are too many."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from conftest import psnr
+
+from sd_mlflow import pipeline
+from sd_mlflow.checkpoint import SD_EMOJI, find
+from sd_mlflow.engine import Engine
+from sd_mlflow.errors import (
+    DeadlineExceeded,
+    GenerationFailed,
+    InvalidParameter,
+    LimitExceeded,
+    NotReady,
+    QueueFull,
+    SafetyUnavailable,
+)
+from sd_mlflow.parameters import ImageRequest
+from sd_mlflow.pipeline import Pipeline
+from sd_mlflow.safety import SafetyChecker
+from sd_mlflow.settings import Settings
+
+HORSE = ImageRequest("a photograph of an astronaut riding a horse", seed=1, num_inference_steps=12)
+OTHERS = [
+    ImageRequest("a cartoon of a cat", seed=2, num_inference_steps=5, scheduler="EulerDiscreteScheduler"),
+    ImageRequest("a lion at night", seed=3, num_inference_steps=9, guidance_scale=1.0),
+    ImageRequest("a whale " * 60, seed=4, num_inference_steps=3, scheduler="DDIMScheduler"),
+    ImageRequest("a robot", seed=5, num_inference_steps=4, height=64, width=192),
+    ImageRequest("a frog", seed=6, num_inference_steps=20, scheduler="UniPCMultistepScheduler"),
+]
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def loaded(request: pytest.FixtureRequest) -> Pipeline:
+    return pipeline.load(find(SD_EMOJI).folder, "cpu", request.param)
+
+
+def engine_of(loaded: Pipeline, **settings: object) -> Engine:
+    safety = SafetyChecker(loaded.safety_checker, loaded.feature_extractor)
+    return Engine(loaded, safety, Settings.model_validate(settings))
+
+
+@pytest.fixture(scope="module")
+def engine(loaded: Pipeline) -> Iterator[Engine]:
+    running = engine_of(loaded)
+    yield running
+    running.close()
+
+
+def agree(one: np.ndarray, other: np.ndarray, loaded: Pipeline) -> bool:
+    """Within 1/255 in float32, and 45 dB in the dtype it runs in."""
+    largest = int(np.abs(one.astype(int) - other.astype(int)).max())
+    return largest <= 1 if loaded.dtype is torch.float32 else psnr(one, other) >= 45
+
+
+def test_an_image_is_the_same_alone_and_in_a_mixed_batch(engine: Engine, loaded: Pipeline) -> None:
+    alone = [engine.generate([request])[0].pixels for request in (HORSE, *OTHERS)]
+    together = [image.pixels for image in engine.generate([HORSE, *OTHERS])]
+    for one, other in zip(alone, together, strict=True):
+        assert agree(one, other, loaded)
+
+
+def test_the_same_batch_gives_the_same_bytes(engine: Engine) -> None:
+    batch = [HORSE] * 4
+    first, second = engine.generate(batch), engine.generate(batch)
+    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(first, second, strict=True))
+
+
+def test_eight_concurrent_callers_get_the_image_that_one_gets(engine: Engine, loaded: Pipeline) -> None:
+    alone = engine.generate([HORSE])[0].pixels
+    with ThreadPoolExecutor(8) as callers:
+        images = list(callers.map(lambda _: engine.generate([HORSE])[0].pixels, range(8)))
+    assert all(agree(alone, image, loaded) for image in images)
+
+
+def test_different_seeds_are_different_images(engine: Engine) -> None:
+    one, other = engine.generate([OTHERS[0], ImageRequest("a cartoon of a cat", seed=99, num_inference_steps=5)])
+    assert not np.array_equal(one.pixels, other.pixels) or one.verdict.value == other.verdict.value == "True"
+
+
+def test_images_have_the_size_asked_for(engine: Engine) -> None:
+    (image,) = engine.generate([OTHERS[3]])
+    assert image.pixels.shape == (64, 192, 3)
+    (image,) = engine.generate([OTHERS[0]])
+    assert image.pixels.shape == (128, 128, 3)
+
+
+def test_without_guidance_the_unet_sees_each_image_once(loaded: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    hook = loaded.unet.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    running = engine_of(loaded)
+    running.generate([ImageRequest("a cat", seed=0, num_inference_steps=2, guidance_scale=1.0)])
+    running.generate([ImageRequest("a cat", seed=0, num_inference_steps=2, guidance_scale=1.5)])
+    hook.remove()
+    running.close()
+    assert sizes == [1] * 3 + [2] * 3  # PNDM does one step more than asked for
+
+
+def test_a_full_queue_refuses_and_says_when_to_ask_again(loaded: Pipeline) -> None:
+    running = engine_of(loaded, max_queued_images=2)
+    slow = ImageRequest("a cat", seed=0, num_inference_steps=150)
+    futures = running.submit([slow, slow])
+    with pytest.raises(QueueFull, match="2 images are in work") as refused:
+        running.submit([HORSE])
+    assert refused.value.retry_after is not None
+    assert refused.value.retry_after > 0
+    running.close()
+    assert all(future.done() for future in futures)
+
+
+def test_a_cancelled_image_makes_room(loaded: Pipeline) -> None:
+    running = engine_of(loaded, max_queued_images=1)
+    (future,) = running.submit([ImageRequest("a cat", seed=0, num_inference_steps=150)])
+    assert future.cancel()
+    with pytest.raises(CancelledError):
+        future.result()
+    assert len(running.generate([OTHERS[0]])) == 1
+    running.close()
+
+
+def test_an_image_that_is_late_is_not_finished(loaded: Pipeline) -> None:
+    running = engine_of(loaded, deadline_seconds=0.05)
+    with pytest.raises(DeadlineExceeded, match=r"longer than the 0\.05 s"):
+        running.generate([ImageRequest("a cat", seed=0, num_inference_steps=150)] * 4)
+    running.close()
+
+
+def test_a_closed_engine_says_so(loaded: Pipeline) -> None:
+    running = engine_of(loaded)
+    (waiting,) = running.submit([ImageRequest("a cat", seed=0, num_inference_steps=150)])
+    running.close()
+    with pytest.raises(NotReady):
+        waiting.result(timeout=60)
+    with pytest.raises(NotReady):
+        running.generate([HORSE])
+    assert not [thread for thread in threading.enumerate() if thread is running._owner]
+
+
+def test_requests_are_checked_before_they_are_queued(engine: Engine) -> None:
+    with pytest.raises(LimitExceeded, match="text_prompt has 400 tokens") as refused:
+        engine.generate([ImageRequest("cat " * 400, seed=0, row=3)])
+    assert refused.value.row == 3
+    with pytest.raises(LimitExceeded, match="negative_prompt"):
+        engine.generate([ImageRequest("cat", negative_prompt="cat " * 400, seed=0)])
+    with pytest.raises(InvalidParameter, match="LCMScheduler"):
+        engine.generate([ImageRequest("cat", seed=0, scheduler="LCMScheduler", num_inference_steps=60)])
+
+
+def test_a_checker_that_cannot_run_lets_no_image_out(loaded: Pipeline) -> None:
+    class Broken(torch.nn.Module):
+        """Stands in for a checker that cannot run: no real one fails on demand."""
+
+    running = Engine(loaded, SafetyChecker(Broken(), loaded.feature_extractor), Settings())
+    with pytest.raises(SafetyUnavailable):
+        running.generate([OTHERS[0]])
+    running.close()
+
+
+def test_a_step_that_fails_fails_its_images_and_no_others(loaded: Pipeline) -> None:
+    running = engine_of(loaded)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    hook = loaded.unet.register_forward_pre_hook(fail)
+    with pytest.raises(GenerationFailed) as refused:
+        running.generate([OTHERS[0]])
+    hook.remove()
+    assert "memory" not in refused.value.message
+    assert len(running.generate([OTHERS[0]])) == 1
+    running.close()
+
+
+def test_an_image_that_is_not_a_number_is_refused(loaded: Pipeline) -> None:
+    running = engine_of(loaded)
+    hook = loaded.vae.decoder.register_forward_hook(lambda *results: results[-1] * float("nan"))
+    with pytest.raises(GenerationFailed, match="not a number"):
+        running.generate([OTHERS[0]])
+    hook.remove()
+    running.close()
