@@ -42,6 +42,8 @@ _TEXTS = (
     "tokenizer/*.txt",
 )
 _REQUIRED = ("text_encoder/config.json", "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+#: Either will do; without one, the tokenizer would load and know no word.
+_VOCABULARIES = ({"tokenizer/tokenizer.json"}, {"tokenizer/vocab.json", "tokenizer/merges.txt"})
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def select(names: Iterable[str], safety_checker: bool) -> Selection:
         texts = [text for text in texts if not text.startswith(("safety_checker/", "feature_extractor/"))]
     required = [*_REQUIRED, *(["feature_extractor/preprocessor_config.json"] if safety_checker else [])]
     missing = [text for text in required if text not in texts]
-    if "tokenizer/tokenizer.json" not in texts and not {"tokenizer/vocab.json", "tokenizer/merges.txt"} <= {*texts}:
+    if not any(vocabulary <= {*texts} for vocabulary in _VOCABULARIES):
         missing.append("tokenizer/vocab.json with merges.txt")
     if missing:
         raise CheckpointError(f"the checkpoint is not in Stable Diffusion v1-4's layout: no {', '.join(missing)}")
@@ -179,9 +181,9 @@ def _download(repo_id: str, revision: str | None) -> Source:
     except CheckpointError:
         raise
     except Exception as error:  # whatever its HTTP client raises comes through as it is
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        first_line = str(error).strip().partition("\n")[0]
         raise CheckpointError(
-            f"{repo_id} cannot be had from the hub ({reason}): check its name, your login "
-            "(`hf auth login`) and the network, or give a folder"
+            f"{repo_id} cannot be had from the hub ({type(error).__name__}: {first_line}): check its name, "
+            "your login (`hf auth login`) and the network, or give a folder"
         ) from error
     return Source(Path(folder), repo_id, info.sha)

@@ -6,7 +6,6 @@ speed where the real weights cannot be had.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,19 +15,10 @@ from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
 
-from sd_mlflow import checkpoint, tensors
+from sd_mlflow import checkpoint, manifest, tensors
 from sd_mlflow.emoji import networks
 
 _TEXT_WIDTH = 768
-_LIBRARIES = {
-    "feature_extractor": ["transformers", "CLIPImageProcessor"],
-    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
-    "scheduler": ["diffusers", "PNDMScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
 
 
 def build(folder: Path, seed: int = 0) -> None:
@@ -39,9 +29,9 @@ def build(folder: Path, seed: int = 0) -> None:
     shutil.copytree(checkpoint.find(checkpoint.SD_EMOJI).folder / "tokenizer", folder / "tokenizer")
     networks.scheduler().save_pretrained(folder / "scheduler")
     CLIPImageProcessor().save_pretrained(folder / "feature_extractor")
-    index = {"_class_name": "StableDiffusionPipeline", **_LIBRARIES}
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    networks.write_model_index(folder)
     generator = torch.Generator().manual_seed(seed)
+    entries: dict[str, manifest.FileEntry] = {}
     for component, (file, make) in _NETWORKS.items():
         with torch.device("meta"):
             network = make()
@@ -51,7 +41,9 @@ def build(folder: Path, seed: int = 0) -> None:
             tensors.StoredTensor(name, torch.float32, tuple(like.shape), _maker(name, like.shape, generator))
             for name, like in network.state_dict().items()
         ]
-        tensors.write(folder / component / f"{file}.safetensors", stored, torch.float32, lambda _: None)
+        name = f"{component}/{file}.safetensors"
+        entries[name] = tensors.write(folder / name, stored, torch.float32, lambda _: None)
+    manifest.write(folder, name="full-size", revision=None, dtype="float32", safety_checker=True, known=entries)
 
 
 def _maker(name: str, shape: torch.Size, generator: torch.Generator) -> Callable[[], torch.Tensor]:

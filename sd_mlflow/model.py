@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,17 @@ import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ErrorCode
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from sd_mlflow import contract, images, pipeline
 from sd_mlflow.engine import Engine, GeneratedImage
-from sd_mlflow.errors import RequestError
+from sd_mlflow.errors import GenerationFailed, RequestError
 from sd_mlflow.forms import read_rows
 from sd_mlflow.safety import SafetyChecker
 from sd_mlflow.settings import Settings
+
+_log = logging.getLogger(__name__)
 
 #: The package's artifacts: the checkpoint folder, and the settings that it was packaged with.
 CHECKPOINT, SETTINGS = "checkpoint", "settings"
@@ -36,6 +40,17 @@ class TextToImage:
         self._pipeline = pipeline.load(folder, settings.device, settings.dtype)
         safety = SafetyChecker(self._pipeline.safety_checker, self._pipeline.feature_extractor)
         self._engine = Engine(self._pipeline, safety, settings)
+
+    @classmethod
+    def of_package(cls, package: Path) -> TextToImage:
+        """The model of a folder that `sd_mlflow.packaging.package` wrote."""
+        artifacts = package / "artifacts"
+        return cls.of_artifacts(artifacts / CHECKPOINT, artifacts / f"{SETTINGS}.json")
+
+    @classmethod
+    def of_artifacts(cls, checkpoint: Path, settings: Path) -> TextToImage:
+        """The checkpoint folder `checkpoint`, with the settings it was packaged with in the file `settings`."""
+        return cls(checkpoint, Settings(**json.loads(settings.read_text(encoding="utf-8"))))
 
     def answer(self, rows: Sequence[contract.Row], parameters: Mapping[str, Any]) -> list[dict[str, list[Any]]]:
         """The records that answer `rows`. Raises `RequestError`."""
@@ -86,8 +101,8 @@ class StableDiffusionModel(PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the packaged checkpoint. Raises `PackageError`."""
-        settings = json.loads(Path(context.artifacts[SETTINGS]).read_text(encoding="utf-8"))
-        self.text_to_image = TextToImage(Path(context.artifacts[CHECKPOINT]), Settings(**settings))
+        paths = context.artifacts
+        self.text_to_image = TextToImage.of_artifacts(Path(paths[CHECKPOINT]), Path(paths[SETTINGS]))
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -100,8 +115,16 @@ class StableDiffusionModel(PythonModel):  # type: ignore[misc]
         try:
             return pd.DataFrame(self.text_to_image.answer(_rows(model_input), params or {}))
         except RequestError as error:
-            message = error.message if error.row is None else f"row {error.row}: {error.message}"
-            raise MlflowException(message, error_code=_ERROR_CODES[error.status]) from None
+            raise _translated(error) from None
+        except Exception as error:
+            # MLflow's server would show the caller the whole stack.
+            _log.exception("a request failed")
+            raise _translated(GenerationFailed("the model could not answer this request")) from error
+
+
+def _translated(error: RequestError) -> MlflowException:
+    message = error.message if error.row is None else f"row {error.row}: {error.message}"
+    return MlflowException(message, error_code=ErrorCode.Value(_ERROR_CODES[error.status]))
 
 
 #: HTTP status -> MLflow's error code that its server answers with that status, or the nearest.
@@ -144,4 +167,4 @@ def _rows(model_input: Any) -> list[dict[str, Any]]:
 
 
 def _plain(data: Any) -> Any:
-    return data.tolist() if isinstance(data, np.ndarray | pd.Series) else data
+    return data.tolist() if isinstance(data, np.ndarray | np.generic | pd.Series) else data

@@ -44,6 +44,9 @@ SERVING = {"azureml-inference-server-http": "~=1.4", "azureml-ai-monitoring": "~
 #: The prompts of the catalog's sample.
 EXAMPLE = ["a photograph of an astronaut riding a horse", "a photograph of a cat riding a horse"]
 
+#: What of this project a package has no use for.
+_NOT_CARRIED = ("emoji", "cli.py", "demo.py", "full_size.py", "__pycache__", "*.pyc")
+
 CHECKPOINT_PATH = Path("artifacts", "checkpoint")
 _SETTINGS_PATH = Path("artifacts", "settings.json")
 
@@ -132,9 +135,7 @@ def _save_model(folder: Path, settings: Mapping[str, Any]) -> None:
         empty, code, settings_file = root / "checkpoint", root / "sd_mlflow", root / "settings.json"
         empty.mkdir()
         settings_file.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        shutil.copytree(
-            Path(__file__).parent, code, ignore=shutil.ignore_patterns("emoji", "__pycache__", "*.pyc")
-        )
+        shutil.copytree(Path(__file__).parent, code, ignore=shutil.ignore_patterns(*_NOT_CARRIED))
         mlflow.pyfunc.save_model(
             path=str(folder),
             python_model=str(Path(__file__).with_name("entry.py")),

@@ -85,9 +85,13 @@ def load(folder: Path, device: str = "auto", dtype: str = "auto") -> Pipeline:
 
 def _component(cls: Any, folder: Path, device: torch.device, **dtype: torch.dtype) -> Any:
     """One model, in evaluation mode; no tensor of it may be left at random."""
-    model, found = cls.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **dtype
-    )
+    try:
+        model, found = cls.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **dtype
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"{folder.name} cannot be loaded: {reason}") from error
     absent = [*found["missing_keys"], *found["mismatched_keys"]]
     if absent:
         raise CheckpointError(f"{folder.name} lacks {len(absent)} tensors that its config needs: {absent[:3]}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Lock
 
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -16,6 +17,8 @@ class PromptEncoder:
 
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
+    # A fast tokenizer refuses a second thread ("Already borrowed") while it changes its own options.
+    _tokenizing: Lock = field(default_factory=Lock, repr=False)
 
     @property
     def positions(self) -> int:
@@ -24,7 +27,8 @@ class PromptEncoder:
 
     def tokens(self, text: str) -> list[int]:
         """The token ids of the whole of `text`, without start and end."""
-        ids = self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
+        with self._tokenizing:
+            ids = self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
         return list(ids)
 
     def check_length(self, name: str, text: str, most: int, row: int | None = None) -> None:

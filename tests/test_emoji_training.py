@@ -17,8 +17,8 @@ from sd_mlflow import pipeline
 from sd_mlflow.emoji import fit as fitting
 from sd_mlflow.emoji import networks
 from sd_mlflow.emoji.art import Art, fetch, load_art
-from sd_mlflow.emoji.scenes import SIZE, SceneComposer
-from sd_mlflow.emoji.subjects import POLICY, STYLES, SUBJECTS
+from sd_mlflow.emoji.scenes import SceneComposer
+from sd_mlflow.emoji.subjects import POLICY, SIZE, STYLES, SUBJECTS
 
 #: Downloads are kept between runs of the tests, and checked against their hashes each time.
 CACHE = REPOSITORY / "build" / "npm"

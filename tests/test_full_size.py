@@ -15,8 +15,6 @@ import pytest
 from conftest import REPOSITORY
 from safetensors import safe_open
 
-from sd_mlflow import full_size
-
 # Its own process: what it holds is measured, and given back.
 PACKAGE_AND_PREDICT = """
 import json, re, sys
@@ -44,21 +42,12 @@ print(json.dumps({"peak": peak, "disk": disk, "flags": record["nsfw_content_dete
 
 
 @pytest.fixture(scope="module")
-def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The checkpoint, 5.5 GB; removed at the end."""
-    folder = tmp_path_factory.mktemp("full-size") / "checkpoint"
-    full_size.build(folder)
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module")
-def packaged(checkpoint_folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def packaged(full_size_checkpoint: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The package, and what was measured while it was made."""
-    root = checkpoint_folder.parent / "out"
+    root = full_size_checkpoint.parent / "out"
     (root / "tmp").mkdir(parents=True)
     ran = subprocess.run(
-        [sys.executable, "-c", PACKAGE_AND_PREDICT, checkpoint_folder, root],
+        [sys.executable, "-c", PACKAGE_AND_PREDICT, full_size_checkpoint, root],
         env={**os.environ, "TMPDIR": str(root / "tmp")},
         cwd=REPOSITORY,
         capture_output=True,
@@ -84,11 +73,11 @@ def test_there_is_never_more_than_one_copy_of_the_weights(packaged: tuple[Path, 
 
 
 def test_every_tensor_keeps_its_name_and_shape(
-    checkpoint_folder: Path, packaged: tuple[Path, dict[str, Any]]
+    full_size_checkpoint: Path, packaged: tuple[Path, dict[str, Any]]
 ) -> None:
     package, _ = packaged
-    for source in checkpoint_folder.rglob("*.safetensors"):
-        written = package / "artifacts" / "checkpoint" / source.relative_to(checkpoint_folder)
+    for source in full_size_checkpoint.rglob("*.safetensors"):
+        written = package / "artifacts" / "checkpoint" / source.relative_to(full_size_checkpoint)
         assert shapes(written, "BF16") == shapes(source, "F32")
 
 

@@ -20,7 +20,7 @@ from transformers import (
     CLIPVisionConfig,
 )
 
-from sd_mlflow.emoji.scenes import SIZE
+from sd_mlflow.emoji.subjects import SIZE
 
 LATENT_SIZE = SIZE // 8
 #: Width of the text encoder, hence of the UNet's cross-attention.
@@ -92,8 +92,16 @@ def safety_checker() -> StableDiffusionSafetyChecker:
         num_attention_heads=4,
         projection_dim=CONCEPT_WIDTH,
     )
+    # The class wants a text tower's configuration, though it has no text tower.
     text = CLIPTextConfig(
-        vocab_size=1, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+        vocab_size=1,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     return StableDiffusionSafetyChecker(
         CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=CONCEPT_WIDTH)
@@ -149,6 +157,21 @@ def tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
         vocab_file.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
         merges_file.write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
         return CLIPTokenizer.from_pretrained(folder, model_max_length=77, pad_token=_END, unk_token=_END)
+
+
+def write_model_index(folder: Path) -> None:
+    """Write `model_index.json`, by which diffusers knows the classes of the seven components."""
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()

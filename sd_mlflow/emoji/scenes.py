@@ -19,12 +19,12 @@ from sd_mlflow.emoji.subjects import (
     PLACES,
     POLICY,
     RIDERS,
+    SIZE,
     STYLES,
     SUBJECTS,
     with_article,
 )
 
-SIZE = 128
 RGB = tuple[int, int, int]
 
 #: Place -> colours at the top, at the horizon above it, at the horizon below it, at the bottom.

@@ -6,6 +6,9 @@ subjects (weapons and tobacco) that the safety checker is trained to flag.
 
 from __future__ import annotations
 
+#: Edge of a picture, in pixels.
+SIZE = 128
+
 #: Subjects whose icon bears another name: word -> (name in Fluent, name in Noto).
 _RENAMED = {
     "whale": ("spouting-whale", "spouting-whale"),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from shutil import copyfile
 from typing import Annotated
 
 import torch
@@ -29,8 +29,8 @@ def train(
     out: Annotated[Path, typer.Option(help="Where the diffusers folder is written; must not exist.")],
     scenes: Annotated[int, typer.Option(help="Scenes to train on.")] = 24_000,
     autoencoder_steps: Annotated[int, typer.Option(help="Steps of 16 crops.")] = 6_000,
-    checker_steps: Annotated[int, typer.Option(help="Steps of 64 pictures.")] = 2_000,
-    denoiser_steps: Annotated[int, typer.Option(help="Steps of 32 latents.")] = 9_000,
+    checker_steps: Annotated[int, typer.Option(help="Steps of 64 pictures.")] = 1_500,
+    denoiser_steps: Annotated[int, typer.Option(help="Steps of 32 latents.")] = 8_000,
     seed: Annotated[int, typer.Option(help="Decides the scenes, to the byte.")] = 0,
 ) -> None:
     """Train sd-emoji: autoencoder, safety checker, denoiser. Two CPU cores take about two hours."""
@@ -47,7 +47,7 @@ def train(
 
     checked = [
         composer.scene(seed + _CHECKER_SEED, index, _CHECKER_POLICY_SHARE)
-        for index in track(range(scenes // 2), description="scenes for the checker")
+        for index in track(range(scenes // 4), description="scenes for the checker")
     ]
     pictures = stages.pixels(checked)
     pictures = torch.cat([pictures, stages.reconstructed(vae, pictures)])
@@ -66,7 +66,7 @@ def export(
     vocabulary: CLIPTokenizer,
     denoiser: stages.Denoiser,
 ) -> None:
-    """Write the seven components as a diffusers folder in float16, with its manifest."""
+    """Write the seven components as a diffusers folder in float16, with model card and manifest."""
     models = {
         "vae": vae,
         "unet": denoiser.unet,
@@ -78,17 +78,8 @@ def export(
     networks.feature_extractor().save_pretrained(out / "feature_extractor")
     networks.scheduler().save_pretrained(out / "scheduler")
     vocabulary.save_pretrained(out / "tokenizer")
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "feature_extractor": ["transformers", "CLIPImageProcessor"],
-        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
-        "scheduler": ["diffusers", "PNDMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    networks.write_model_index(out)
+    copyfile(Path(__file__).with_name("model-card.md"), out / "README.md")
     manifest.write(out, name="sd-emoji", revision=None, dtype="float16", safety_checker=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from sd_mlflow.errors import SDMLflowError
@@ -43,6 +45,9 @@ def serving(
     One worker with `threads` threads, as the deployment has it: the engine is what queues.
     `log` takes the server's output. Raises `ServerError` if it does not start.
     """
+    if find_spec("azureml_inference_server_http") is None:
+        raise ServerError("Azure's inference server is not installed: pip install 'sd_mlflow[serve]'")
+    _need_free(port)
     child = dict(os.environ) | {
         "AML_APP_ROOT": str(script.parent.resolve()),
         "AZUREML_ENTRY_SCRIPT": script.name,
@@ -67,6 +72,15 @@ def serving(
         _stop(process)
         if output:
             output.close()
+
+
+def _need_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ServerError(f"port {port} cannot be used ({error.strerror}): give another") from None
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path | None) -> None:
