@@ -114,17 +114,19 @@ class Engine:
     def submit(self, requests: Sequence[ImageRequest]) -> list[Future[GeneratedImage]]:
         """Queue `requests`, all or none; cancelling a future stops its image at the next step.
 
-        Raises `LimitExceeded` (too long a text, too large an image), `InvalidParameter` (a solver
+        Raises `LimitExceeded` (too long, too large, more than the queue holds), `InvalidParameter` (a solver
         that cannot do so many steps), `QueueFull`, or `NotReady` once closed.
         """
         deadline = time.monotonic() + self._settings.deadline_seconds
         for request in requests:
             self._check(request)
+        room = self._settings.max_queued_images
+        if len(requests) > room:
+            raise LimitExceeded(f"{len(requests)} images at once, at most {room} are allowed here")
         with self._changed:
             if self._closed:
                 raise NotReady("the model is shutting down")
             waiting = sum(not job.future.done() for job in self._jobs)
-            room = self._settings.max_queued_images
             if waiting + len(requests) > room:
                 raise QueueFull(
                     f"{waiting} images are in work, {len(requests)} more would pass the {room} of this deployment",

@@ -32,7 +32,7 @@ def read_body(body: bytes) -> tuple[Rows, dict[str, Any]]:
     Raises `InvalidRequest` for what is not such a body, `UnknownName` for a key that none has.
     """
     try:
-        content = json.loads(body)
+        content = json.loads(body, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
     if not isinstance(content, dict):
@@ -98,6 +98,16 @@ def _columns(data: Mapping[str, Any], name: str) -> Rows:
         counts = ", ".join(f"{key} {len(cells)}" for key, cells in columns.items())
         raise InvalidRequest(f"the columns of {name} must be equally long: {counts}")
     return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, whose keys must differ: of two, Python would take the last and say nothing."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise InvalidRequest(f"the key {shown(name)} is given twice")
+        found[name] = value
+    return found
 
 
 def _read_parameters(given: list[Any]) -> dict[str, Any]:

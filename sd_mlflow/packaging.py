@@ -48,7 +48,6 @@ EXAMPLE = ["a photograph of an astronaut riding a horse", "a photograph of a cat
 _NOT_CARRIED = ("emoji", "cli.py", "demo.py", "full_size.py", "__pycache__", "*.pyc")
 
 CHECKPOINT_PATH = Path("artifacts", "checkpoint")
-_SETTINGS_PATH = Path("artifacts", "settings.json")
 
 
 def package(

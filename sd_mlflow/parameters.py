@@ -7,7 +7,7 @@ the MLflow `ParamSchema`, the command line's flags and the documentation.
 from __future__ import annotations
 
 import difflib
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -80,7 +80,8 @@ class Parameter:
             if isinstance(value, float) and value.is_integer():
                 return int(value)
         elif self.kind == "double":
-            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            # Not isfinite, which overflows on an integer past every float.
+            if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
                 return float(value)
         elif self.kind == "boolean":
             if isinstance(value, bool):

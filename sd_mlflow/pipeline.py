@@ -57,6 +57,7 @@ def load(folder: Path, device: str = "auto", dtype: str = "auto") -> Pipeline:
     file, `CheckpointError` for a component that lacks a tensor.
     """
     diffusers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     checked = manifest.verify(folder)
     target = _device(device)

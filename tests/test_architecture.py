@@ -31,7 +31,7 @@ ALLOWED = {
     "entry": {"model"},
     "checkpoint": {"errors", "manifest", "tensors"},
     "packaging": {"checkpoint", "contract", "errors", "manifest", "settings"},
-    "full_size": {"checkpoint", "emoji", "tensors"},
+    "full_size": {"checkpoint", "emoji", "manifest", "tensors"},
     "scoring": {"errors", "forms", "model"},
     "demo": {"checkpoint", "images", "packaging", "scoring"},
     "cli": {"checkpoint", "errors", "manifest", "model", "packaging", "parameters", "scoring", "settings"},

@@ -116,6 +116,13 @@ def test_a_full_queue_refuses_and_says_when_to_ask_again(loaded: Pipeline) -> No
     assert all(future.done() for future in futures)
 
 
+def test_more_images_than_the_queue_holds_are_refused_for_good(loaded: Pipeline) -> None:
+    running = engine_of(loaded, max_queued_images=2)
+    with pytest.raises(LimitExceeded, match="3 images at once, at most 2"):
+        running.submit([HORSE] * 3)
+    running.close()
+
+
 def test_a_cancelled_image_makes_room(loaded: Pipeline) -> None:
     running = engine_of(loaded, max_queued_images=1)
     (future,) = running.submit([ImageRequest("a cat", seed=0, num_inference_steps=150)])

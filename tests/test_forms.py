@@ -65,6 +65,7 @@ def test_parameters_stand_at_the_top_or_inside(key: str) -> None:
         (b"[1]", InvalidRequest, "must be a JSON object"),
         (b"{", InvalidRequest, "the body is not JSON"),
         (b"\xff", InvalidRequest, "the body is not JSON"),
+        (b'{"inputs": ["a"], "params": {}, "params": {}}', InvalidRequest, "'params' is given twice"),
         (b"[" * 100_000, InvalidRequest, "the body is not JSON"),
         ({}, InvalidRequest, "it holds none"),
         ({"foo": 1}, UnknownName, "unknown key 'foo'"),

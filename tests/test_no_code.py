@@ -26,7 +26,7 @@ from sd_mlflow.parameters import PARAMETERS
 PROMPTS = ["a photograph of a horse", "a photograph of a cat"]
 QUICK = {"num_inference_steps": 2, "seed": 3}
 
-Run = Callable[..., list[dict[str, Any]]]
+Run = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
@@ -45,22 +45,33 @@ def example(emoji_package: Path, model: Any) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def run(emoji_package: Path, model: Any, example: pd.DataFrame) -> Iterator[Run]:
-    """A run() whose arguments inference-schema reads, as the no-code script's are."""
-    import mlflow.pyfunc
-    from mlflow.pyfunc.scoring_server import _get_jsonable_obj
-
-    loaded = mlflow.pyfunc.load_model(str(emoji_package))
+def read(model: Any, example: pd.DataFrame) -> Run:
+    """Arguments as inference-schema reads them from a body, by the schema of example and signature."""
     params = {param.name: sample_of(param) for param in model.signature.params}
 
     @input_schema("input_data", PandasParameterType(example, enforce_shape=False, orient="split"))
     @input_schema("params", StandardPythonParameterType(params), optional=True)
-    def run(input_data: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
+    def read(input_data: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
+        return input_data, params
+
+    return read
+
+
+@pytest.fixture(scope="module")
+def run(emoji_package: Path, read: Run) -> Iterator[Run]:
+    """A run() that answers a body as the no-code script's does."""
+    import mlflow.pyfunc
+    from mlflow.pyfunc.scoring_server import _get_jsonable_obj
+
+    model = mlflow.pyfunc.load_model(str(emoji_package))
+
+    def run(**body: Any) -> Any:
+        input_data, params = read(**body)
         assert isinstance(input_data, pd.DataFrame)
-        return _get_jsonable_obj(loaded.predict(input_data, params=params), pandas_orient="records")
+        return _get_jsonable_obj(model.predict(input_data, params=params), pandas_orient="records")
 
     yield run
-    loaded.unwrap_python_model().text_to_image.close()
+    model.unwrap_python_model().text_to_image.close()
 
 
 def sample_of(param: Any) -> Any:
@@ -92,8 +103,8 @@ def test_the_example_is_a_dataframe_of_the_two_prompts_of_the_sample(model: Any,
     assert [type(prompt) for prompt in example["text_prompt"]] == [str, str]
 
 
-def test_the_swagger_is_made_from_example_and_samples(run: Run) -> None:
-    properties = get_input_schema(run)["properties"]
+def test_the_swagger_is_made_from_example_and_samples(read: Run) -> None:
+    properties = get_input_schema(read)["properties"]
     assert properties["input_data"]["format"] == "pandas.DataFrame:split"
     assert properties["params"]["properties"].keys() == PARAMETERS.keys()
 

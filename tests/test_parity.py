@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from sd_mlflow import manifest, pipeline
+from sd_mlflow import pipeline
 from sd_mlflow.checkpoint import SD_EMOJI, find
 from sd_mlflow.engine import Engine
 from sd_mlflow.parameters import ImageRequest
@@ -80,10 +80,8 @@ def sd_emoji() -> Iterator[Pair]:
 
 @pytest.fixture(scope="module")
 def full_size(full_size_checkpoint: Path) -> Iterator[Pair]:
-    manifest.write(full_size_checkpoint, name="full-size", revision=None, dtype="float32", safety_checker=True)
     with pair_of(full_size_checkpoint) as pair:
         yield pair
-    (full_size_checkpoint / manifest.MANIFEST).unlink()
 
 
 @pytest.mark.parametrize("scale", [7.5, 1.0])

@@ -142,6 +142,16 @@ class Checker(nn.Module):
         embedding = F.normalize(self.checker.visual_projection(pooled).float(), dim=1)
         return embedding @ F.normalize(self.concepts, dim=1).T
 
+    @torch.no_grad()
+    def policy_checker(self) -> StableDiffusionSafetyChecker:
+        """The checker, with the policy's subjects as its concepts."""
+        # No cosine reaches 2: concepts and special care that the policy does not use stay silent.
+        self.checker.concept_embeds_weights.fill_(2.0)
+        self.checker.special_care_embeds_weights.fill_(2.0)
+        self.checker.concept_embeds[: len(POLICY)] = self.concepts[-len(POLICY) :]
+        self.checker.concept_embeds_weights[: len(POLICY)] = self.THRESHOLD
+        return self.checker
+
 
 def train_checker(
     images: torch.Tensor, scenes: Sequence[Scene], *, steps: int, batch: int, folder: Path
@@ -165,10 +175,4 @@ def train_checker(
         return F.binary_cross_entropy_with_logits(logits, shown[chosen]) * len(SUBJECTS)
 
     fit("checker", model, loss, steps=steps, learning_rate=1e-3, folder=folder)
-    checker = model.checker
-    # No cosine reaches 2: the concepts and the special care that the policy does not use stay silent.
-    checker.concept_embeds_weights.data.fill_(2.0)
-    checker.special_care_embeds_weights.data.fill_(2.0)
-    checker.concept_embeds.data[: len(POLICY)] = model.concepts.data[-len(POLICY) :]
-    checker.concept_embeds_weights.data[: len(POLICY)] = Checker.THRESHOLD
-    return checker
+    return model.policy_checker()

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -98,11 +98,9 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path | 
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server and its worker, politely first."""
+    """End the server and its worker, politely first; a worker outlives a server that was killed."""
     for ending in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is None:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, ending)
-            try:
-                process.wait(timeout=15)
-            except subprocess.TimeoutExpired:
-                continue
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=15)
