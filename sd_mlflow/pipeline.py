@@ -53,8 +53,8 @@ def load(folder: Path, device: str = "auto", dtype: str = "auto") -> Pipeline:
     """Check `folder` against its manifest and load its seven components, without network and without pickle.
 
     `device` and `dtype` are those of `sd_mlflow.settings.Settings`; weights are cast only if they
-    are stored in another dtype. Raises `IntegrityError` for a changed
-    file, `CheckpointError` for a component that lacks a tensor.
+    are stored in another dtype. Raises `IntegrityError` for a changed file, `CheckpointError` for a
+    component that lacks a tensor.
     """
     diffusers.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()

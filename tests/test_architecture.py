@@ -34,7 +34,17 @@ ALLOWED = {
     "full_size": {"checkpoint", "emoji", "manifest", "tensors"},
     "scoring": {"errors", "forms", "model"},
     "demo": {"checkpoint", "images", "packaging", "scoring"},
-    "cli": {"checkpoint", "errors", "manifest", "model", "packaging", "parameters", "scoring", "settings"},
+    "cli": {
+        "checkpoint",
+        "contract",
+        "errors",
+        "manifest",
+        "model",
+        "packaging",
+        "parameters",
+        "scoring",
+        "settings",
+    },
     "emoji": {"errors", "manifest"},
 }
 
