@@ -32,6 +32,7 @@ from sd_mlflow.schedulers import ImageScheduler
 from sd_mlflow.settings import Settings
 
 _log = logging.getLogger(__name__)
+_FAILED = "the model could not make this image"
 _LATE = "the request took longer than the {:g} s it may take; ask for fewer images or steps"
 
 
@@ -47,6 +48,9 @@ class GeneratedImage:
 class _Job:
     """An image in work: its latents, (1, 4, height/8, width/8) float32, and all that moves them on."""
 
+    #: Of the prompt, as `PromptEncoder.encode` gives them; there from the first step on.
+    embeddings: torch.Tensor
+
     def __init__(self, request: ImageRequest, pipeline: Pipeline, deadline: float) -> None:
         self.request = request
         self.deadline = deadline
@@ -58,7 +62,6 @@ class _Job:
             pipeline.device,
         )
         self.steps_done = 0
-        self.embeddings: torch.Tensor | None = None
         # A CPU generator draws the same noise on every device, and diffusers draws this shape.
         self.generator = torch.Generator("cpu").manual_seed(request.seed)
         size = [
@@ -117,22 +120,22 @@ class Engine:
         Raises `LimitExceeded` (too long, too large, more than the queue holds), `InvalidParameter` (a solver
         that cannot do so many steps), `QueueFull`, or `NotReady` once closed.
         """
-        deadline = time.monotonic() + self._settings.deadline_seconds
-        for request in requests:
-            self._check(request)
         room = self._settings.max_queued_images
         if len(requests) > room:
             raise LimitExceeded(f"{len(requests)} images at once, at most {room} are allowed here")
+        deadline = time.monotonic() + self._settings.deadline_seconds
+        for request in requests:
+            self._check(request)
+        jobs = [_Job(request, self._pipeline, deadline) for request in requests]
         with self._changed:
             if self._closed:
                 raise NotReady("the model is shutting down")
             waiting = sum(not job.future.done() for job in self._jobs)
-            if waiting + len(requests) > room:
+            if waiting + len(jobs) > room:
                 raise QueueFull(
-                    f"{waiting} images are in work, {len(requests)} more would pass the {room} of this deployment",
+                    f"{waiting} images are in work, {len(jobs)} more would pass the {room} of this deployment",
                     retry_after=min(60, 1 + waiting),
                 )
-            jobs = [_Job(request, self._pipeline, deadline) for request in requests]
             self._jobs.extend(jobs)
             self._changed.notify()
         return [job.future for job in jobs]
@@ -167,11 +170,19 @@ class Engine:
             except Exception:
                 _log.exception("a denoising step failed")
                 for job in batch:
-                    job.settle(GenerationFailed("the model could not make this image", job.request.row))
+                    job.settle(GenerationFailed(_FAILED, job.request.row))
             with self._changed:
-                self._jobs = deque(job for job in self._jobs if not job.future.done())
+                self._clear()
         for job in self._jobs:
             job.settle(NotReady("the model is shutting down"))
+
+    def _clear(self) -> None:
+        """Let go of every image that is done, left by its caller, or late."""
+        now = time.monotonic()
+        for job in self._jobs:
+            if now > job.deadline:
+                job.settle(DeadlineExceeded(_LATE.format(self._settings.deadline_seconds), job.request.row))
+        self._jobs = deque(job for job in self._jobs if not job.future.done())
 
     def _next_batch(self) -> list[_Job]:
         """The first image in line and those behind it that can share its UNet call."""
@@ -182,26 +193,20 @@ class Engine:
     @torch.inference_mode()
     def _work(self, batch: list[_Job]) -> None:
         """One step of each image of `batch`; an image that is done is decoded, checked and handed over."""
-        now = time.monotonic()
         for job in batch:
-            if now > job.deadline:
-                job.settle(DeadlineExceeded(_LATE.format(self._settings.deadline_seconds), job.request.row))
-        batch = [job for job in batch if not job.future.done()]
-        for job in batch:
-            if job.embeddings is None:
+            if job.steps_done == 0:
                 negative = job.request.negative_prompt if job.request.guided else None
                 job.embeddings = self._pipeline.prompt_encoder.encode(job.request.prompt, negative)
-        for length in {job.embeddings.shape[1] for job in batch if job.embeddings is not None}:
-            self._step([job for job in batch if job.embeddings is not None and job.embeddings.shape[1] == length])
+        for length in {job.embeddings.shape[1] for job in batch}:
+            self._step([job for job in batch if job.embeddings.shape[1] == length])
         for job in batch:
             if job.finished:
-                self._finish(job)
+                job.settle(self._finish(job))
 
     def _step(self, batch: list[_Job]) -> None:
         """One UNet call, twice the image where it is guided (arXiv:2207.12598), and one solver step of each."""
         inputs, timesteps, hidden = [], [], []
         for job in batch:
-            assert job.embeddings is not None
             scaled = job.scheduler.scale_model_input(job.latents, job.timestep)
             inputs += [scaled] * len(job.embeddings)
             timesteps += [job.timestep.float()] * len(job.embeddings)
@@ -218,15 +223,19 @@ class Engine:
             job.latents = job.scheduler.step(noise, job.timestep, job.latents, job.generator)
             job.steps_done += 1
 
-    def _finish(self, job: _Job) -> None:
-        vae = self._pipeline.vae
-        decoded = vae.decode((job.latents / vae.config.scaling_factor).to(self._pipeline.dtype)).sample[0].float()
-        if not decoded.isfinite().all():
-            job.settle(GenerationFailed("the image came out as not a number", job.request.row))
-            return
-        shares = (decoded / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)
-        pixels = (shares * 255).round().to(torch.uint8).cpu().numpy()
+    def _finish(self, job: _Job) -> GeneratedImage | RequestError:
+        """Decode the latents of `job` and have the image checked; what goes wrong is this image's alone."""
         try:
-            job.settle(GeneratedImage(job.request, *self._safety.apply(pixels)))
+            vae = self._pipeline.vae
+            latents = (job.latents / vae.config.scaling_factor).to(self._pipeline.dtype)
+            decoded = vae.decode(latents).sample[0].float()
+            if not decoded.isfinite().all():
+                return GenerationFailed("the image came out as not a number", job.request.row)
+            shares = (decoded / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)
+            pixels = (shares * 255).round().to(torch.uint8).cpu().numpy()
+            return GeneratedImage(job.request, *self._safety.apply(pixels))
         except RequestError as error:
-            job.settle(error)
+            return error
+        except Exception:
+            _log.exception("an image could not be finished")
+            return GenerationFailed(_FAILED, job.request.row)
