@@ -8,8 +8,9 @@ other software tells that the image is generated (IPTC Photo Metadata Standard 2
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
 from PIL import Image, PngImagePlugin
 
@@ -18,6 +19,8 @@ from sd_mlflow.safety import Pixels
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 NAMESPACE = "https://sd-mlflow.invalid/ns/generation/1.0/"
 _XMP_CHUNK = "XML:com.adobe.xmp"
+
+_FIELD = re.compile(r"<sd:(\w+)>(.*?)</sd:\1>", re.DOTALL)
 
 _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
@@ -57,6 +60,18 @@ def xmp(provenance: Mapping[str, object]) -> str:
         f"   <sd:{name}>{escape(_xml_text(str(value)))}</sd:{name}>" for name, value in provenance.items()
     )
     return _PACKET.format(namespace=NAMESPACE, source_type=SOURCE_TYPE, fields=fields)
+
+
+def read_provenance(encoded: bytes) -> dict[str, str]:
+    """What an image that `encode` made says of itself. Raises `ValueError` if it is none, or not whole."""
+    try:
+        image = Image.open(io.BytesIO(encoded))
+        image.load()
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"not a whole image: {error}") from None
+    packet = image.info.get(_XMP_CHUNK) or image.info.get("xmp", b"")
+    text = packet.decode("utf-8", "replace") if isinstance(packet, bytes) else str(packet)
+    return {name: unescape(value) for name, value in _FIELD.findall(text)}
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int, edge: int = 256) -> Image.Image:

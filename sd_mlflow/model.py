@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sd_mlflow import contract, images, pipeline
 from sd_mlflow.engine import Engine, GeneratedImage
 from sd_mlflow.errors import GenerationFailed, RequestError
 from sd_mlflow.forms import read_rows
+from sd_mlflow.parameters import ImageRequest
 from sd_mlflow.safety import SafetyChecker
 from sd_mlflow.settings import Settings
 
@@ -42,32 +44,49 @@ class TextToImage:
         self._engine = Engine(self._pipeline, safety, settings)
 
     @classmethod
-    def of_package(cls, package: Path) -> TextToImage:
-        """The model of a folder that `sd_mlflow.packaging.package` wrote."""
+    def of_package(cls, package: Path, **settings: Any) -> TextToImage:
+        """The model of a folder that `sd_mlflow.packaging.package` wrote; `settings` go before the package's."""
         artifacts = package / "artifacts"
-        return cls.of_artifacts(artifacts / CHECKPOINT, artifacts / f"{SETTINGS}.json")
+        return cls.of_artifacts(artifacts / CHECKPOINT, artifacts / f"{SETTINGS}.json", **settings)
 
     @classmethod
-    def of_artifacts(cls, checkpoint: Path, settings: Path) -> TextToImage:
-        """The checkpoint folder `checkpoint`, with the settings it was packaged with in the file `settings`."""
-        return cls(checkpoint, Settings(**json.loads(settings.read_text(encoding="utf-8"))))
+    def of_artifacts(cls, checkpoint: Path, packaged: Path, **settings: Any) -> TextToImage:
+        """The checkpoint folder `checkpoint`, with `settings`, and for the rest those in the file `packaged`."""
+        return cls(checkpoint, Settings(**json.loads(packaged.read_text(encoding="utf-8")) | settings))
+
+    @property
+    def digest(self) -> str:
+        """The checkpoint's identity: SHA-256, in hexadecimal."""
+        return self._pipeline.manifest.digest
 
     def answer(self, rows: Sequence[contract.Row], parameters: Mapping[str, Any]) -> list[dict[str, list[Any]]]:
         """The records that answer `rows`. Raises `RequestError`."""
-        request = contract.parse(rows, parameters, self.settings)
-        generated = self._engine.generate(request.images)
+        request = self.parse(rows, parameters)
         answers = [
             contract.ImageAnswer(
                 row=image.request.row,
-                encoded=images.encode(
-                    image.pixels, request.image_format, request.image_quality, self._provenance(image)
-                ),
+                encoded=self.encode(image, request),
                 flag=image.verdict.value,
                 metadata=self._recipe(image),
             )
-            for image in generated
+            for image in self._engine.generate(request.images)
         ]
         return contract.records(request, answers)
+
+    def parse(self, rows: Sequence[contract.Row], parameters: Mapping[str, Any]) -> contract.GenerationRequest:
+        """The request that `rows` make, within this model's limits. Raises `RequestError`."""
+        return contract.parse(rows, parameters, self.settings)
+
+    def submit(self, requests: Sequence[ImageRequest]) -> list[Future[GeneratedImage]]:
+        """Start on images without waiting for them. Raises `RequestError`."""
+        return self._engine.submit(requests)
+
+    def encode(self, image: GeneratedImage, request: contract.GenerationRequest) -> bytes:
+        """The file that `image` becomes, carrying how it was made and its flag."""
+        provenance = self._recipe(image) | {contract.FLAGS: image.verdict.value}
+        if self.settings.prompt_in_provenance:
+            provenance |= {"prompt": image.request.prompt, "negative_prompt": image.request.negative_prompt}
+        return images.encode(image.pixels, request.image_format, request.image_quality, provenance)
 
     def close(self) -> None:
         """Stop the engine; callers that still wait get `NotReady`."""
@@ -85,13 +104,6 @@ class TextToImage:
             "width": width,
             "model": f"{self._pipeline.manifest.name}@{self._pipeline.manifest.digest[:12]}",
         }
-
-    def _provenance(self, image: GeneratedImage) -> dict[str, Any]:
-        """What `image` itself says of how it was made."""
-        recipe = self._recipe(image)
-        if self.settings.prompt_in_provenance:
-            recipe |= {"prompt": image.request.prompt, "negative_prompt": image.request.negative_prompt}
-        return recipe
 
 
 class StableDiffusionModel(PythonModel):  # type: ignore[misc]

@@ -1,0 +1,5 @@
+"""`python -m sd_mlflow.cli`."""
+
+from sd_mlflow.cli import main
+
+main()
