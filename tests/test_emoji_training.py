@@ -116,7 +116,7 @@ def test_the_documented_command_makes_a_model_that_loads(tmp_path: Path) -> None
     work, out = tmp_path / "work", tmp_path / "sd-emoji"
     work.mkdir()
     (work / "npm").symlink_to(CACHE)
-    steps = [f"--{stage}-steps=2" for stage in ("autoencoder", "checker", "denoiser")]
+    steps = [f"--{stage}-steps=2" for stage in ("autoencoder", "checker", "denoiser", "calibration")]
     command = [sys.executable, "-m", "sd_mlflow.emoji.train", f"--work={work}", f"--out={out}", "--scenes=64"]
     subprocess.run([*command, *steps], check=True, capture_output=True)
     loaded = pipeline.load(out, "cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -77,38 +78,83 @@ class Denoiser(nn.Module):
         self.unet.set_attn_processor(AttnProcessor())
         self.text_encoder.set_attn_implementation("eager")
 
+    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The predicted noise, float32, of `noisy` (n, 4, h, w) at `timesteps` (n,) for `tokens` (n, 77)."""
+        hidden = self.text_encoder(tokens)[0]
+        predicted: torch.Tensor = self.unet(noisy, timesteps, hidden).sample.float()
+        return predicted
+
+
+class NoisyLatents:
+    """Captions and latents of a data set, and batches of them on v1-4's noise schedule."""
+
+    def __init__(
+        self, vocabulary: CLIPTokenizer, captions: Sequence[str], latents: tuple[torch.Tensor, torch.Tensor]
+    ) -> None:
+        self._mean, self._deviation = latents
+        #: Of every caption, after those of the empty one.
+        self._tokens = vocabulary(
+            ["", *captions], padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
+        self._noising = DDPMScheduler.from_config(networks.scheduler().config)
+        signal = self._noising.alphas_cumprod
+        #: By timestep, min-SNR weights (arXiv:2303.09556) at 5.
+        self.weights = (5 * (1 - signal) / signal).clamp(max=1.0)
+
+    def batch(self, rng: np.random.Generator, size: int) -> tuple[torch.Tensor, ...]:
+        """Noisy latents (size, 4, h, w), noise, timesteps (size,), tokens (size, 77), a tenth of them empty."""
+        chosen = torch.from_numpy(rng.integers(0, len(self._mean), size))
+        timesteps = torch.from_numpy(rng.integers(0, len(self.weights), size))
+        named = (chosen + 1) * torch.from_numpy(rng.random(size) >= 0.1)
+        clean = self._mean[chosen] + self._deviation[chosen] * torch.randn_like(self._mean[chosen])
+        noise = torch.randn_like(clean)
+        noisy = self._noising.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        return noisy, noise, timesteps, self._tokens[named]
+
+    @property
+    def nothing(self) -> torch.Tensor:
+        """The tokens of the empty caption, (1, 77)."""
+        empty: torch.Tensor = self._tokens[:1]
+        return empty
+
 
 def train_denoiser(
-    vocabulary: CLIPTokenizer,
-    captions: Sequence[str],
-    latents: tuple[torch.Tensor, torch.Tensor],
-    *,
-    steps: int,
-    batch: int,
-    folder: Path,
+    vocabulary: CLIPTokenizer, data: NoisyLatents, *, steps: int, batch: int, folder: Path
 ) -> Denoiser:
-    """Train on v1-4's noise schedule; a tenth of the captions empty, min-SNR weights (arXiv:2303.09556) at 5."""
+    """Train to predict the noise of `data`."""
     denoiser = Denoiser(vocabulary)
-    tokens = vocabulary(["", *captions], padding="max_length", truncation=True, return_tensors="pt").input_ids
-    noising = DDPMScheduler.from_config(networks.scheduler().config)
-    signal = noising.alphas_cumprod
-    weights = (5 * (1 - signal) / signal).clamp(max=1.0)
-    mean, deviation = latents
 
     def loss(rng: np.random.Generator) -> torch.Tensor:
-        chosen = torch.from_numpy(rng.integers(0, len(mean), batch))
-        timesteps = torch.from_numpy(rng.integers(0, len(signal), batch))
-        named = (chosen + 1) * torch.from_numpy(rng.random(batch) >= 0.1)
-        clean = mean[chosen] + deviation[chosen] * torch.randn_like(mean[chosen])
-        noise = torch.randn_like(clean)
-        noisy = noising.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
-        hidden = denoiser.text_encoder(tokens[named])[0]
-        error = denoiser.unet(noisy, timesteps, hidden).sample.float() - noise
-        weighted: torch.Tensor = error.square().mean(dim=(1, 2, 3)) * weights[timesteps]
+        noisy, noise, timesteps, tokens = data.batch(rng, batch)
+        error = denoiser(noisy, timesteps, tokens) - noise
+        weighted: torch.Tensor = error.square().mean(dim=(1, 2, 3)) * data.weights[timesteps]
         return weighted.mean()
 
     fit("denoiser", denoiser, loss, steps=steps, learning_rate=8e-4, folder=folder)
     return denoiser
+
+
+def calibrate_guidance(
+    denoiser: Denoiser, data: NoisyLatents, *, strength: float, steps: int, batch: int, folder: Path
+) -> None:
+    """Teach `denoiser` to follow its caption `strength` times as far, so that v1-4's default guidance suits it.
+
+    A small model follows its captions so closely that guidance at 7.5 burns its colours out. The
+    target is the model's own prediction, moved towards the one for no caption.
+    """
+    teacher = deepcopy(denoiser).eval().requires_grad_(False)
+
+    def loss(rng: np.random.Generator) -> torch.Tensor:
+        noisy, _, timesteps, tokens = data.batch(rng, batch)
+        with torch.no_grad():
+            nothing = data.nothing.expand(batch, -1)
+            both = teacher(noisy.repeat(2, 1, 1, 1), timesteps.repeat(2), torch.cat([tokens, nothing]))
+            named, unnamed = both.chunk(2)
+        target = unnamed + strength * (named - unnamed)
+        distance: torch.Tensor = (denoiser(noisy, timesteps, tokens) - target).square().mean()
+        return distance
+
+    fit("calibration", denoiser, loss, steps=steps, learning_rate=3e-4, folder=folder)
 
 
 @torch.no_grad()
