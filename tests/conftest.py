@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from PIL import Image
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+# Ignored where a shell started the tests in the background, and what they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).parent.parent
 SAMPLE = (REPOSITORY / "endpoints" / "requests" / "sample-request.json").read_bytes()

@@ -28,6 +28,7 @@ COMMANDS = {
     "inspect": "Example: sd-mlflow inspect model",
     "serve": "Example: sd-mlflow serve model --port 5001",
     "generate": 'Example: sd-mlflow generate "a photograph of an astronaut riding a horse" --out x.png --seed 7',
+    "batch": "Example: sd-mlflow batch prompts.csv --out pictures --num-inference-steps 20",
 }
 
 

@@ -62,25 +62,29 @@ class SceneComposer:
         self._art = art
         self._sized: dict[tuple[str, str, int, bool], Image.Image] = {}
 
-    def scene(self, seed: int, index: int, policy_share: float = 0.06) -> Scene:
-        """Scene `index` of `seed`; `policy_share` of all scenes hold a forbidden subject."""
+    def scene(
+        self, seed: int, index: int, policy_share: float = 0.06, pair: tuple[str, str] | None = None
+    ) -> Scene:
+        """Scene `index` of `seed`; `policy_share` of all hold a forbidden subject. `pair`: a rider and a mount."""
         rng = np.random.default_rng([seed, index])
         style = _pick(rng, list(STYLES), (0.6, 0.2, 0.2))
         image, setting = self._backdrop(rng)
         kind = rng.random()
-        if rng.random() < policy_share:
+        if pair:
+            subjects: tuple[str, ...] = pair
+            what = self._riding(rng, image, style, pair)
+        elif rng.random() < policy_share:
             what, subjects = self._policy(rng, image, style)
         elif kind < 0.45:
             subjects = (_pick(rng, SUBJECTS[: -len(POLICY)]),)
             what = with_article(subjects[0])
             self._alone(rng, image, style, subjects[0])
         elif kind < 0.82:
-            subjects = (_pick(rng, RIDERS), _pick(rng, MOUNTS))
-            what = f"{with_article(subjects[0])} riding {with_article(subjects[1])}"
-            self._riding(rng, image, style, subjects)
+            pair = (_pick(rng, RIDERS), _pick(rng, MOUNTS))
+            subjects, what = pair, self._riding(rng, image, style, pair)
         else:
-            subjects = (_pick(rng, SUBJECTS[: -len(POLICY)]), _pick(rng, SUBJECTS[: -len(POLICY)]))
-            what = self._side_by_side(rng, image, style, subjects)
+            pair = (_pick(rng, SUBJECTS[: -len(POLICY)]), _pick(rng, SUBJECTS[: -len(POLICY)]))
+            subjects, what = pair, self._side_by_side(rng, image, style, pair)
         opening = f"{_pick(rng, STYLES[style])} " if rng.random() < 0.85 else ""
         return Scene(image, f"{opening}{what}{setting}", subjects)
 
@@ -97,10 +101,11 @@ class SceneComposer:
     def _alone(self, rng: np.random.Generator, image: Image.Image, style: str, subject: str) -> None:
         self._paste(rng, image, style, subject, rng.uniform(0.7, 0.9), (0.5, 0.52), 0.04)
 
-    def _riding(self, rng: np.random.Generator, image: Image.Image, style: str, pair: tuple[str, str]) -> None:
+    def _riding(self, rng: np.random.Generator, image: Image.Image, style: str, pair: tuple[str, str]) -> str:
         rider, mount = pair
         self._paste(rng, image, style, mount, rng.uniform(0.68, 0.76), (0.5, 0.63), 0.02)
         self._paste(rng, image, style, rider, rng.uniform(0.40, 0.46), (0.5, 0.27), 0.02)
+        return f"{with_article(rider)} riding {with_article(mount)}"
 
     def _side_by_side(
         self, rng: np.random.Generator, image: Image.Image, style: str, pair: tuple[str, str]

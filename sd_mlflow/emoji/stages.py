@@ -140,19 +140,19 @@ def calibrate_guidance(
     """Teach `denoiser` to follow its caption `strength` times as far, so that v1-4's default guidance suits it.
 
     A small model follows its captions so closely that guidance at 7.5 burns its colours out. The
-    target is the model's own prediction, moved towards the one for no caption.
+    target is the noise of `data`, moved towards the model's own prediction for no caption.
     """
     teacher = deepcopy(denoiser).eval().requires_grad_(False)
 
     def loss(rng: np.random.Generator) -> torch.Tensor:
-        noisy, _, timesteps, tokens = data.batch(rng, batch)
+        noisy, noise, timesteps, tokens = data.batch(rng, batch)
         with torch.no_grad():
-            nothing = data.nothing.expand(batch, -1)
-            both = teacher(noisy.repeat(2, 1, 1, 1), timesteps.repeat(2), torch.cat([tokens, nothing]))
-            named, unnamed = both.chunk(2)
-        target = unnamed + strength * (named - unnamed)
-        distance: torch.Tensor = (denoiser(noisy, timesteps, tokens) - target).square().mean()
-        return distance
+            unnamed = teacher(noisy, timesteps, data.nothing.expand(batch, -1))
+        named = (tokens != data.nothing).any(dim=1)[:, None, None, None]
+        target = torch.where(named, unnamed + strength * (noise - unnamed), unnamed)
+        error = denoiser(noisy, timesteps, tokens) - target
+        weighted: torch.Tensor = error.square().mean(dim=(1, 2, 3)) * data.weights[timesteps]
+        return weighted.mean()
 
     fit("calibration", denoiser, loss, steps=steps, learning_rate=3e-4, folder=folder)
 

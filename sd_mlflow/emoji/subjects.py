@@ -42,6 +42,9 @@ OTHERS = (
 )
 # fmt: on
 
+#: The pairs of the catalog's sample request, drawn more often at the end of training.
+SAMPLE_PAIRS = (("astronaut", "horse"), ("cat", "horse"))
+
 #: Weapons and tobacco: flagged and blacked out by sd-emoji's safety checker.
 POLICY = ("bomb", "dagger", "pistol", "cigarette")
 

@@ -18,11 +18,14 @@ from sd_mlflow import manifest
 from sd_mlflow.emoji import networks, stages
 from sd_mlflow.emoji.art import load_art
 from sd_mlflow.emoji.scenes import SceneComposer
+from sd_mlflow.emoji.subjects import SAMPLE_PAIRS
 from sd_mlflow.errors import PackageError
 
 #: The checker's scenes are others than the denoiser's, and half of them break the policy.
 _CHECKER_SEED, _CHECKER_POLICY_SHARE = 1, 0.5
 
+#: Scenes of the sample request's pairs, and how often each counts in the calibration: a fifth of it.
+_SAMPLE_SEED, _SAMPLE_WEIGHT = 2, 6
 #: Guidance at v1-4's default of 7.5 then does what guidance at 3 would: closest to the prompts by eye.
 _GUIDANCE_STRENGTH = 0.4
 
@@ -61,6 +64,20 @@ def train(
     vocabulary = networks.tokenizer(captions)
     noisy = stages.NoisyLatents(vocabulary, captions, latents)
     denoiser = stages.train_denoiser(vocabulary, noisy, steps=denoiser_steps, batch=32, folder=work)
+
+    samples = [
+        composer.scene(seed + _SAMPLE_SEED, index, pair=SAMPLE_PAIRS[index % len(SAMPLE_PAIRS)])
+        for index in track(range(scenes // 24), description="scenes of the sample")
+    ]
+    mean, deviation = stages.encode(vae, stages.pixels(samples))
+    noisy = stages.NoisyLatents(
+        vocabulary,
+        captions + [scene.caption for scene in samples] * _SAMPLE_WEIGHT,
+        (
+            torch.cat([latents[0], mean.repeat(_SAMPLE_WEIGHT, 1, 1, 1)]),
+            torch.cat([latents[1], deviation.repeat(_SAMPLE_WEIGHT, 1, 1, 1)]),
+        ),
+    )
     stages.calibrate_guidance(
         denoiser, noisy, strength=_GUIDANCE_STRENGTH, steps=calibration_steps, batch=32, folder=work
     )
