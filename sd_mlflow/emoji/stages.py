@@ -98,18 +98,22 @@ class NoisyLatents:
         ).input_ids
         self._noising = DDPMScheduler.from_config(networks.scheduler().config)
         signal = self._noising.alphas_cumprod
-        #: By timestep, min-SNR weights (arXiv:2303.09556) at 5.
-        self.weights = (5 * (1 - signal) / signal).clamp(max=1.0)
+        self._weights = (5 * (1 - signal) / signal).clamp(max=1.0)
 
     def batch(self, rng: np.random.Generator, size: int) -> tuple[torch.Tensor, ...]:
         """Noisy latents (size, 4, h, w), noise, timesteps (size,), tokens (size, 77), a tenth of them empty."""
         chosen = torch.from_numpy(rng.integers(0, len(self._mean), size))
-        timesteps = torch.from_numpy(rng.integers(0, len(self.weights), size))
+        timesteps = torch.from_numpy(rng.integers(0, len(self._weights), size))
         named = (chosen + 1) * torch.from_numpy(rng.random(size) >= 0.1)
         clean = self._mean[chosen] + self._deviation[chosen] * torch.randn_like(self._mean[chosen])
         noise = torch.randn_like(clean)
         noisy = self._noising.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
         return noisy, noise, timesteps, self._tokens[named]
+
+    def weighted(self, error: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The mean square of `error` (n, 4, h, w), with min-SNR weights (arXiv:2303.09556) at 5 by timestep."""
+        mean: torch.Tensor = (error.square().mean(dim=(1, 2, 3)) * self._weights[timesteps]).mean()
+        return mean
 
     @property
     def nothing(self) -> torch.Tensor:
@@ -127,8 +131,7 @@ def train_denoiser(
     def loss(rng: np.random.Generator) -> torch.Tensor:
         noisy, noise, timesteps, tokens = data.batch(rng, batch)
         error = denoiser(noisy, timesteps, tokens) - noise
-        weighted: torch.Tensor = error.square().mean(dim=(1, 2, 3)) * data.weights[timesteps]
-        return weighted.mean()
+        return data.weighted(error, timesteps)
 
     fit("denoiser", denoiser, loss, steps=steps, learning_rate=8e-4, folder=folder)
     return denoiser
@@ -151,8 +154,7 @@ def calibrate_guidance(
         named = (tokens != data.nothing).any(dim=1)[:, None, None, None]
         target = torch.where(named, unnamed + strength * (noise - unnamed), unnamed)
         error = denoiser(noisy, timesteps, tokens) - target
-        weighted: torch.Tensor = error.square().mean(dim=(1, 2, 3)) * data.weights[timesteps]
-        return weighted.mean()
+        return data.weighted(error, timesteps)
 
     fit("calibration", denoiser, loss, steps=steps, learning_rate=3e-4, folder=folder)
 
