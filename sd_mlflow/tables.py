@@ -1,7 +1,7 @@
 """Files of prompts, read row by row: CSV, JSONL and Parquet, of any length.
 
-A row that cannot be read is an error of that row; a file that cannot, or cannot any further, is
-named.
+A row that cannot be read is a row with an error; where a file cannot be read (on), a last row,
+numbered -1, names it and says why.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sd_mlflow.contract import PROMPT, PROMPT_ALIAS
 from sd_mlflow.errors import InvalidRequest
 from sd_mlflow.parameters import PARAMETERS, shown
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
 
 #: Of these an empty cell is kept, for validation to name.
 _PROMPTS = (PROMPT, PROMPT_ALIAS)
@@ -29,7 +32,7 @@ _CSV_CELL = 1 << 20
 
 @dataclass(frozen=True)
 class InputRow:
-    """Row `number` of a file, counted from 0: its cells without the empty ones, or why it cannot be read."""
+    """Row `number` of a file, from 0: its cells but the empty ones, or why it (-1: the file) cannot be read."""
 
     number: int
     cells: dict[str, Any] = field(default_factory=dict)
@@ -37,14 +40,16 @@ class InputRow:
 
 
 def read(path: Path) -> Iterator[InputRow]:
-    """The rows of `path`, in order. Raises `InvalidRequest`, naming the file, where it cannot be read."""
+    """The rows of `path`, in order."""
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise InvalidRequest(f"{path.name} is not a file of prompts: its name must end in {', '.join(READERS)}")
+        why = f"{path.name} is not a file of prompts: its name must end in {', '.join(READERS)}"
+        yield InputRow(-1, error=why)
+        return
     try:
         yield from reader(path)
     except (OSError, ValueError, csv.Error) as error:
-        raise InvalidRequest(f"{path.name} cannot be read: {str(error).splitlines()[0]}") from None
+        yield InputRow(-1, error=f"{path.name} cannot be read: {str(error).splitlines()[0]}")
 
 
 def files_of(source: Path) -> list[Path]:
@@ -61,11 +66,7 @@ def files_of(source: Path) -> list[Path]:
 
 def count(path: Path) -> int:
     """How many rows of `path` can be read."""
-    rows = 0
-    with suppress(InvalidRequest):
-        for _ in read(path):
-            rows += 1
-    return rows
+    return sum(row.number >= 0 for row in read(path))
 
 
 def _csv(path: Path) -> Iterator[InputRow]:
@@ -105,11 +106,16 @@ def _parquet(path: Path) -> Iterator[InputRow]:
             _check_columns(file.schema_arrow.names)
             number = 0
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
-                for row in batch.to_pylist():
-                    yield InputRow(number, _without_gaps(row))
-                    number += 1
+                yield from of_arrow(batch, number)
+                number += batch.num_rows
     except ArrowException as error:
         raise ValueError(error) from None
+
+
+def of_arrow(batch: RecordBatch, first: int = 0) -> Iterator[InputRow]:
+    """The rows of an Arrow record batch, numbered from `first`."""
+    for number, row in enumerate(batch.to_pylist(), first):
+        yield InputRow(number, _without_gaps(row))
 
 
 #: How a file's name ends -> who reads it.

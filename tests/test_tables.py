@@ -8,8 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sd_mlflow.errors import InvalidRequest
-from sd_mlflow.tables import InputRow, read
+from sd_mlflow.tables import InputRow, count, read
 
 
 def cells(path: Path) -> list[dict[str, object]]:
@@ -68,6 +67,7 @@ def test_a_row_with_too_many_or_too_few_cells_is_that_row_s_error(tmp_path: Path
     path.write_text("text_prompt,seed\na,1\nb\nc,1,2\nd,4\n")
     rows = list(read(path))
     assert [row.error is None for row in rows] == [True, False, False, True]
+    assert count(path) == 4
 
 
 @pytest.mark.parametrize(
@@ -85,12 +85,14 @@ def test_a_row_with_too_many_or_too_few_cells_is_that_row_s_error(tmp_path: Path
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(InvalidRequest, match=message) as refused:
-        list(read(path))
-    assert name in refused.value.message
-    assert str(tmp_path) not in refused.value.message
+    (*_, last) = read(path)
+    assert last.number == -1
+    assert last.error is not None
+    assert message in last.error
+    assert name in last.error
+    assert str(tmp_path) not in last.error
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match=r"prompts.csv cannot be read"):
-        list(read(tmp_path / "prompts.csv"))
+    (row,) = read(tmp_path / "prompts.csv")
+    assert (row.number, (row.error or "").partition(":")[0]) == (-1, "prompts.csv cannot be read")

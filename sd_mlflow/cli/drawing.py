@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import inspect
+import os
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -79,6 +80,7 @@ def batch(
     """
     from sd_mlflow import bulk, contract, report, tables
     from sd_mlflow.settings import Settings
+    from sd_mlflow.store import ImageStore
 
     files = tables.files_of(source)
     parameters = _given(flags)
@@ -96,14 +98,15 @@ def batch(
             Progress(*columns, console=console) as progress,
         ):
             task = progress.add_task("Drawing", total=total)
-            scorer = bulk.Scorer(text_to_image, out, parameters, resume=resume)
+            scorer = bulk.Scorer(text_to_image, ImageStore(out), parameters, resume=resume)
             for prediction in (prediction for file in files for prediction in scorer.score(file)):
                 print(prediction.to_json(), file=lines)
                 summary.add(prediction, out)
                 progress.update(task, advance=prediction.row >= 0, description=summary.line())
             summary.write_sheets(out)
     except OSError as error:
-        raise SDMLflowError(f"{out} cannot be written ({error.strerror}): mend that, then {again}") from None
+        why = os.strerror(error.errno or 0)
+        raise SDMLflowError(f"{out} cannot be written ({why}): mend that, then {again}") from None
     except KeyboardInterrupt:
         say("Stopped:", f"{summary.line()}; {again}", "yellow")
         raise typer.Exit(130) from None

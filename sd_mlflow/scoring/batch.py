@@ -33,7 +33,8 @@ def init() -> None:
 def run(mini_batch: list[str]) -> list[str]:
     """One line of JSON for every row of every file of `mini_batch`; a file that cannot be read is one too."""
     from sd_mlflow import bulk
+    from sd_mlflow.store import ImageStore
 
     parameters = json.loads(os.environ.get("SD_MLFLOW_PARAMETERS", "{}"))
-    scorer = bulk.Scorer(_model, Path(os.environ["AZUREML_BI_OUTPUT_PATH"]), parameters)
+    scorer = bulk.Scorer(_model, ImageStore(os.environ["AZUREML_BI_OUTPUT_PATH"]), parameters)
     return [prediction.to_json() for path in sorted(mini_batch) for prediction in scorer.score(Path(path))]
