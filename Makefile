@@ -20,7 +20,7 @@ check: $(VENV)/.installed
 # Constraints before anything else: a looser request for torch can pull gigabytes of CUDA.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[serve,spark,emoji,test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[serve,azure,spark,emoji,test]'
 	touch $@
 
 clean:

@@ -28,7 +28,7 @@ PackageArgument = Annotated[Path, typer.Argument(help="A package made by `sd-mlf
 
 def say(what: str, text: str, color: str = "green") -> None:
     """One line for a person: `what` in `color`, then `text` as it is."""
-    console.print(f"[{color}]{escape(what)}[/] {escape(text)}", soft_wrap=True, highlight=False)
+    console.print(f"[{color}]{escape(what)}[/] {escape(text)}", soft_wrap=True, highlight=False, emoji=False)
 
 
 def _problem(problem: ErrorDetails) -> str:

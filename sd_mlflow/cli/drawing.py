@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _PYTHON_TYPES: dict[str, type] = {"integer": int, "long": int, "double": float, "string": str, "boolean": bool}
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 #: What a person is told of a picture's flag.
-_FLAGS = {
+FLAGS = {
     "False": "",
     "True": ", blacked out: the safety checker flagged it",
     "NotChecked": ", not checked for safety: the package has no checker",
@@ -50,7 +50,7 @@ def generate(
     if out.suffix.lower() not in _FORMATS:
         raise InvalidParameter(f"--out must end in {', '.join(_FORMATS)}; got {out.name!r}")
     rows = [{"text_prompt": prompt}]
-    parameters = _given(flags) | {"image_format": _FORMATS[out.suffix.lower()], "return_metadata": True}
+    parameters = given(flags) | {"image_format": _FORMATS[out.suffix.lower()], "return_metadata": True}
     contract.parse(rows, parameters, Settings())  # a bad value is found before the model is loaded
     with closing(_load(model)) as text_to_image, console.status("Drawing"):
         (record,) = text_to_image.answer(rows, parameters)
@@ -60,7 +60,7 @@ def generate(
         file = out if number == 0 else out.with_stem(f"{out.stem}-{number + 1}")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(base64.b64decode(image))
-        say(str(file), f"seed {seed}{_FLAGS[flag]}")
+        say(str(file), f"seed {seed}{FLAGS[flag]}")
 
 
 def batch(
@@ -83,7 +83,7 @@ def batch(
     from sd_mlflow.store import ImageStore
 
     files = tables.files_of(source)
-    parameters = _given(flags)
+    parameters = given(flags)
     contract.parse([{"text_prompt": "a prompt"}], parameters, Settings())
     with console.status("Counting prompts"):
         total = sum(tables.count(file) for file in files)
@@ -113,7 +113,8 @@ def batch(
     say("Done:", f"{summary.line()}, {summary.rate()}: {out}")
 
 
-def _given(flags: dict[str, Any]) -> dict[str, Any]:
+def given(flags: dict[str, Any]) -> dict[str, Any]:
+    """Those of a command's `flags` that a person gave."""
     return {name: value for name, value in flags.items() if value is not None}
 
 

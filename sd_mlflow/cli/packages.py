@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 from rich.console import Console
@@ -14,6 +14,9 @@ from rich.table import Column, Table
 
 from sd_mlflow.cli.app import PackageArgument, console, say
 from sd_mlflow.errors import InvalidParameter
+
+if TYPE_CHECKING:
+    from sd_mlflow.manifest import Manifest
 
 
 def package(
@@ -71,13 +74,7 @@ def inspect(directory: PackageArgument) -> None:
 
     Example: sd-mlflow inspect model
     """
-    from sd_mlflow import manifest, packaging
-
-    folder = directory / packaging.CHECKPOINT_PATH
-    read = manifest.read(folder)
-    with Progress(TextColumn("Checking hashes"), BarColumn(), DownloadColumn(), console=console) as progress:
-        task = progress.add_task("", total=sum(entry.size for entry in read.files.values()))
-        manifest.verify(folder, lambda size: progress.advance(task, size))
+    read = checked(directory)
     title = f"{read.name}, {read.dtype}, digest {read.digest[:12]}"
     table = Table("file", Column("MB", justify="right"), "SHA-256", title=title)
     for path, entry in sorted(read.files.items()):
@@ -85,6 +82,17 @@ def inspect(directory: PackageArgument) -> None:
     checker = "its own" if read.safety_checker else "NONE: images are flagged as NotChecked"
     revision = f"revision: {read.revision or 'none'}\n"
     Console().print(table, f"{revision}safety checker: {checker}\nevery file is as it was packaged")
+
+
+def checked(directory: Path) -> Manifest:
+    """The manifest of a package, every file of which is as it was packaged. Raises `PackageError`."""
+    from sd_mlflow import manifest, packaging
+
+    folder = directory / packaging.CHECKPOINT_PATH
+    size = sum(entry.size for entry in manifest.read(folder).files.values())
+    with Progress(TextColumn("Checking hashes"), BarColumn(), DownloadColumn(), console=console) as progress:
+        task = progress.add_task("", total=size)
+        return manifest.verify(folder, lambda size: progress.advance(task, size))
 
 
 def serve(
