@@ -46,8 +46,12 @@ def read(path: Path) -> Iterator[InputRow]:
         why = f"{path.name} is not a file of prompts: its name must end in {', '.join(READERS)}"
         yield InputRow(-1, error=why)
         return
+    row = None
     try:
-        yield from reader(path)
+        for row in reader(path):
+            yield row
+        if row is None:
+            yield InputRow(-1, error=f"{path.name} holds no prompts")
     except (OSError, ValueError, csv.Error) as error:
         yield InputRow(-1, error=f"{path.name} cannot be read: {str(error).splitlines()[0]}")
 

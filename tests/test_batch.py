@@ -60,7 +60,7 @@ def files(out: Path) -> dict[str, str]:
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> list[Path]:
-    """Three files of 40 prompts in all."""
+    """Three files of 40 prompts in all, none of them in the last."""
     paths = [tmp_path / f"{number}.csv" for number in range(3)]
     for number, path in enumerate(paths):
         rows = [f"a cat number {number * 20 + row}" for row in range(20 if number < 2 else 0)]
@@ -72,7 +72,8 @@ def test_one_prediction_a_prompt_and_every_image_whole(
     emoji_package: Path, tmp_path: Path, prompts: list[Path]
 ) -> None:
     out = tmp_path / "out"
-    predictions = run(emoji_package, out, prompts[:1], prompts[1:])
+    *predictions, empty = run(emoji_package, out, prompts[:1], prompts[1:])
+    assert (empty["file"], empty["row"], empty["error"]) == ("2.csv", -1, "2.csv holds no prompts")
     assert [(p["file"], p["row"]) for p in predictions] == [
         (f"{number}.csv", row) for number in range(2) for row in range(20)
     ]

@@ -76,6 +76,8 @@ def test_a_row_with_too_many_or_too_few_cells_is_that_row_s_error(tmp_path: Path
         ("prompts.txt", b"a", "its name must end in .csv, .jsonl, .parquet"),
         ("prompts.csv", b"txt_prompt\na\n", "no column text_prompt"),
         ("prompts.csv", b"", "no column text_prompt"),
+        ("prompts.csv", b"text_prompt\n", "prompts.csv holds no prompts"),
+        ("prompts.jsonl", b"\n", "prompts.jsonl holds no prompts"),
         ("prompts.csv", b"text_prompt\n\xff\xfe\n", "cannot be read"),
         ("prompts.csv", b'text_prompt\n"a\n', "cannot be read"),
         ("prompts.parquet", b"PAR1 and then nothing", "cannot be read"),

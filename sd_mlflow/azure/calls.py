@@ -11,6 +11,7 @@ from typing import Any
 
 from azure.ai.ml import Input, MLClient
 from azure.ai.ml.constants import AssetTypes
+from azure.ai.ml.constants._endpoint import EndpointInvokeFields
 from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
 
 from sd_mlflow.azure.client import AzureError, Wait, errors
@@ -44,6 +45,8 @@ def ask(
     with tempfile.TemporaryDirectory() as folder, errors(f"Asking {endpoint}"):
         request = Path(folder, "request.json")
         request.write_text(json.dumps(body | {"params": dict(params)}), encoding="utf-8")
+        # The SDK keeps the deployment of one call in the headers of the next.
+        EndpointInvokeFields.DEFAULT_HEADER.pop(EndpointInvokeFields.MODEL_DEPLOYMENT, None)
         try:
             answer = client.online_endpoints.invoke(
                 endpoint, request_file=str(request), deployment_name=deployment
@@ -51,7 +54,10 @@ def ask(
         except ResourceNotFoundError:  # there is no such endpoint
             raise
         except HttpResponseError as error:
-            raise AzureError(f"{endpoint} answered {error.status_code}: {_said(error)}") from None
+            # Azure answers 424 for what the scoring script answered with another status.
+            headers = {} if error.response is None else error.response.headers
+            status = headers.get("ms-azureml-model-error-statuscode", error.status_code)
+            raise AzureError(f"{endpoint} answered {status}: {_said(error)}") from None
     records: list[dict[str, Any]] = json.loads(answer)
     return records
 

@@ -28,7 +28,7 @@ _LOGIN = "log in with `az login`, or set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZ
 #: What Azure's message holds -> what to do about it.
 _ADVICE = {
     r"quota|out ?of ?capacity": "choose another --instance-type or region, or ask for quota in the Azure portal",
-    r"already (exists|taken|in use|being used)|nameunavailable": "choose another name with --endpoint",
+    r"already (exists|taken|in use|an endpoint)": "choose another name with --endpoint",
     r"crashed|not ?ready|unhealthy|health": "the container did not become healthy; what it said is above",
     r"too ?many ?requests|throttl|429|unavailable|503": "Azure is busy: run the same command again in a minute",
     r"authorization ?failed|forbidden|does not have authorization": "ask for the role AzureML Data Scientist",
@@ -88,10 +88,13 @@ def errors(doing: str) -> Iterator[None]:
 def _sentence(error: Exception) -> str:
     """The first sentence of an SDK error, without the codes and colours around it."""
     inner = getattr(error, "error", None)
+    while details := getattr(inner, "details", None):  # "The request is invalid", and then why
+        inner = details[0]
     text = getattr(inner, "message", None) or getattr(error, "message", None) or str(error)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", str(text))
-    # What the SDK finds wrong by itself is a page, its points marked (x).
-    lines = re.findall(r"\(x\) (.+)", plain) or [line.strip() for line in plain.splitlines() if line.strip()]
+    # What the SDK finds wrong by itself is a page, its points marked (x); some services answer JSON in prose.
+    points = re.findall(r"\(x\) (.+)", plain) or re.findall(r'\["([^"]+)"\]', plain)
+    lines = points or [line.strip() for line in plain.splitlines() if line.strip()]
     return re.sub(r"^\(\w+\) ", "", lines[0] if lines else type(error).__name__).rstrip(".")
 
 

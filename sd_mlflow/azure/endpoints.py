@@ -16,7 +16,8 @@ from azure.core.exceptions import AzureError as SDKError
 from sd_mlflow.azure.assets import ensure_environment
 from sd_mlflow.azure.client import AzureError, Wait, errors, exists
 
-_LOG_LINES = 60
+#: Lines of a container's log that are shown.
+_LOG_LINES = 40
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,16 @@ def deploy(kind: Kind, client: MLClient, endpoint: Any, deployment: Any, wait: W
 
 
 def _log(kind: Kind, client: MLClient, endpoint: str, deployment: str) -> str:
+    """The end of the container's log."""
     if kind is BATCH:  # its containers start with a job
         return ""
     try:
-        return str(client.online_deployments.get_logs(deployment, endpoint, lines=_LOG_LINES))
+        log = str(client.online_deployments.get_logs(deployment, endpoint, lines=1000))
     except SDKError:
         return ""
+    # After a stack trace, Azure's server lists every file that it was given.
+    told = log.partition("Model Directory Contents:")[0].splitlines()
+    return "\n".join(told[-_LOG_LINES:])
 
 
 def _undo(

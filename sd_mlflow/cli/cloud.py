@@ -181,7 +181,7 @@ def asking_azure() -> Iterator[None]:
         yield
     except AzureError as error:
         if error.log:
-            console.print(error.log, markup=False, highlight=False)
+            console.print(error.log, markup=False, highlight=False, soft_wrap=True)
         raise
     except KeyboardInterrupt:
         say("Stopped", "waiting; Azure goes on with what it has begun", "yellow")
