@@ -45,12 +45,13 @@ def ask(
     with tempfile.TemporaryDirectory() as folder, errors(f"Asking {endpoint}"):
         request = Path(folder, "request.json")
         request.write_text(json.dumps(body | {"params": dict(params)}), encoding="utf-8")
-        # The SDK keeps the deployment of one call in the headers of the next.
-        EndpointInvokeFields.DEFAULT_HEADER.pop(EndpointInvokeFields.MODEL_DEPLOYMENT, None)
+        _forget_deployment()
         try:
             answer = client.online_endpoints.invoke(
                 endpoint, request_file=str(request), deployment_name=deployment
             )
+        except TypeError:  # the SDK's own slip over status 408
+            raise AzureError(f"{endpoint} did not answer within its request time-out: ask for less") from None
         except ResourceNotFoundError:  # there is no such endpoint
             raise
         except HttpResponseError as error:
@@ -60,6 +61,11 @@ def ask(
             raise AzureError(f"{endpoint} answered {status}: {_said(error)}") from None
     records: list[dict[str, Any]] = json.loads(answer)
     return records
+
+
+def _forget_deployment() -> None:
+    """The SDK keeps the deployment of one call in the headers of the next."""
+    EndpointInvokeFields.DEFAULT_HEADER.pop(EndpointInvokeFields.MODEL_DEPLOYMENT, None)
 
 
 def _said(error: HttpResponseError) -> str:
@@ -86,6 +92,7 @@ def run_job(
     """
     kind = AssetTypes.URI_FOLDER if prompts.is_dir() else AssetTypes.URI_FILE
     with errors(f"Asking {endpoint}"):
+        _forget_deployment()
         given = {"prompts": Input(type=kind, path=str(prompts.absolute()))}
         job = client.batch_endpoints.invoke(endpoint_name=endpoint, deployment_name=deployment, inputs=given)
         while (status := client.jobs.get(job.name).status) not in _ENDED:
