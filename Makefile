@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m sd_mlflow.demo endpoints/requests/sample-request.json build/demo
 
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

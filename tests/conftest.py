@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import os
-import shutil
 import signal
 import urllib.error
 import urllib.request
@@ -81,14 +80,3 @@ def azure_server(emoji_package: Path, tmp_path_factory: pytest.TempPathFactory) 
     log = tmp_path_factory.mktemp("azure-server") / "server.log"
     with serving(emoji_package, free_port(), log=log) as url:
         yield url
-
-
-@pytest.fixture(scope="session")
-def full_size_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """v1-4's architecture with random weights, 5.5 GB in float32; removed at the end."""
-    from sd_mlflow import full_size
-
-    folder = tmp_path_factory.mktemp("full-size") / "checkpoint"
-    full_size.build(folder)
-    yield folder
-    shutil.rmtree(folder)
