@@ -72,7 +72,7 @@ def ensure_environment(client: MLClient, reference: str) -> None:
         client.environments.create_or_update(load_environment(spec))
 
 
-def ensure_compute(client: MLClient, name: str, file: Path, wait: Wait[object]) -> None:
+def ensure_compute(client: MLClient, name: str, file: Path, wait: Wait) -> None:
     """Create the cluster `name` from `file`, if it is not there. Raises `AzureError`."""
     with errors(f"Compute {name}"):
         if not exists(lambda: client.compute.get(name)):

@@ -22,7 +22,7 @@ _POLL_SECONDS = 2.0
 _OUTPUT = "score"
 
 
-def direct(client: MLClient, endpoint: str, traffic: Mapping[str, int], wait: Wait[Any]) -> None:
+def direct(client: MLClient, endpoint: str, traffic: Mapping[str, int], wait: Wait) -> None:
     """Give each deployment of an online endpoint its percent of the traffic. Raises `AzureError`."""
     with errors(f"Traffic of {endpoint}"):
         there = client.online_endpoints.get(endpoint)

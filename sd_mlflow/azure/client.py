@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any
 
 from azure.ai.ml import MLClient
 from azure.ai.ml.exceptions import MlException, ValidationErrorType, ValidationException
@@ -19,9 +19,8 @@ from marshmallow import ValidationError
 
 from sd_mlflow.errors import SDMLflowError
 
-T = TypeVar("T")
 #: Waits for what Azure is doing, by its name, and gives its result.
-Wait = Callable[[str, LROPoller[T]], T]
+Wait = Callable[[str, LROPoller[Any]], Any]
 
 _WORKSPACE = ("AZURE_SUBSCRIPTION_ID", "AZURE_RESOURCE_GROUP", "AZUREML_WORKSPACE")
 _LOGIN = "log in with `az login`, or set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET"

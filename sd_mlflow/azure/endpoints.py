@@ -69,7 +69,7 @@ def load(
         return made, kind.load_deployment(deployment_file, params_override=[override])
 
 
-def deploy(kind: Kind, client: MLClient, endpoint: Any, deployment: Any, wait: Wait[Any]) -> Any:
+def deploy(kind: Kind, client: MLClient, endpoint: Any, deployment: Any, wait: Wait) -> Any:
     """Create or update both, route calls to the deployment as its kind does; the endpoint as it then is.
 
     What was created here is deleted again if it fails. Raises `AzureError`, with the container's log.
@@ -110,9 +110,7 @@ def _log(kind: Kind, client: MLClient, endpoint: str, deployment: str) -> str:
     return "\n".join(told[-_LOG_LINES:])
 
 
-def _undo(
-    kind: Kind, client: MLClient, endpoint: str, deployment: str, created: list[str], wait: Wait[Any]
-) -> str:
+def _undo(kind: Kind, client: MLClient, endpoint: str, deployment: str, created: list[str], wait: Wait) -> str:
     """Delete what was `created`; says what is left if that fails too."""
     try:
         if endpoint in created:  # its deployments go with it
@@ -124,7 +122,7 @@ def _undo(
     return ""
 
 
-def delete(kind: Kind, client: MLClient, endpoint: str, deployment: str | None, wait: Wait[Any]) -> None:
+def delete(kind: Kind, client: MLClient, endpoint: str, deployment: str | None, wait: Wait) -> None:
     """Delete a deployment, or the endpoint with all of them. Raises `AzureError`."""
     with errors(f"Deleting {deployment or endpoint}"):
         if deployment:

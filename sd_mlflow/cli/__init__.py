@@ -9,8 +9,8 @@ from sd_mlflow.cli.packages import inspect, package, serve
 __all__ = ["app", "main"]
 
 # In the order in which `--help` lists them.
-for command in (package, inspect, serve, generate, batch, register):
-    app.command()(command)
+for on_this_machine in (package, inspect, serve, generate, batch):
+    app.command()(on_this_machine)
+for on_azure in (register, traffic, invoke, delete):
+    app.command()(on_azure)
 app.add_typer(deploy_app, name="deploy")
-for command in (traffic, invoke, delete):
-    app.command()(command)

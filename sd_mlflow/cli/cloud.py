@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 import yaml
@@ -24,7 +24,6 @@ from sd_mlflow.errors import InvalidParameter, SDMLflowError
 if TYPE_CHECKING:
     from azure.core.polling import LROPoller
 
-T = TypeVar("T")
 #: Longer than a deployment of v1-4 takes; Azure goes on by itself after it.
 _PATIENCE_SECONDS = 3600
 
@@ -188,7 +187,7 @@ def asking_azure() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def wait(what: str, poller: LROPoller[T]) -> T:
+def wait(what: str, poller: LROPoller[Any]) -> Any:
     """Show what Azure is doing until it is done. Raises `AzureError` where it takes more than an hour."""
     from sd_mlflow.azure.client import AzureError
 

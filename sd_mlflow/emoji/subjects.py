@@ -9,8 +9,15 @@ from __future__ import annotations
 #: Edge of a picture, in pixels.
 SIZE = 128
 
-#: Subjects whose icon bears another name: word -> (name in Fluent, name in Noto).
+#: Subjects whose icon bears another name: word -> (name in Fluent, name in Noto). Animals that are also
+#: drawn from the side are taken from the front, as the others are: at 128 pixels a face is what tells them.
 _RENAMED = {
+    "cat": ("cat-face", "cat-face"),
+    "dog": ("dog-face", "dog-face"),
+    "monkey": ("monkey-face", "monkey-face"),
+    "mouse": ("mouse-face", "mouse-face"),
+    "rabbit": ("rabbit-face", "rabbit-face"),
+    "tiger": ("tiger-face", "tiger-face"),
     "whale": ("spouting-whale", "spouting-whale"),
     "dinosaur": ("t-rex", "t-rex"),
     "car": ("automobile", "automobile"),
