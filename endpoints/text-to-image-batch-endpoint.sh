@@ -6,7 +6,8 @@
 #   ENDPOINT=my-pictures PACKAGE=model endpoints/text-to-image-batch-endpoint.sh
 #
 # Run again, it makes what is missing, brings the deployment to what its file says, and starts another job. A
-# registered version never changes: register a new package with MODEL_VERSION=2.
+# registered version never changes: register a new package with MODEL_VERSION=2. DEPLOYMENT=green puts a
+# second deployment beside the first, and makes it the default.
 set -euo pipefail
 
 subscription=${AZURE_SUBSCRIPTION_ID:?set it to the id of your subscription}
@@ -18,6 +19,7 @@ out=${OUT:-pictures}
 model=stable-diffusion-v1-4 model_version=${MODEL_VERSION:-1}
 environment=sd-mlflow-gpu
 compute=gpu-cluster
+deployment=${DEPLOYMENT:-blue}
 repository=$(cd "$(dirname "$0")/.." && pwd)
 
 ml() {
@@ -61,10 +63,10 @@ echo "Endpoint $endpoint"
 found batch-endpoint --name "$endpoint" ||
   ml batch-endpoint create --file "$repository/endpoints/batch/endpoint.yml" --name "$endpoint" --output none
 
-echo "Deployment"
+echo "Deployment $deployment"
 # Unlike that of an online deployment, this create overwrites.
 ml batch-deployment create --file "$repository/endpoints/batch/deployment.yml" \
-  --endpoint-name "$endpoint" --set-default --output none
+  --name "$deployment" --endpoint-name "$endpoint" --set-default --output none
 
 prompts=${PROMPTS:-$out/prompts}
 if [[ -z ${PROMPTS:-} ]]; then

@@ -6,7 +6,8 @@
 #   ENDPOINT=my-pictures PACKAGE=model endpoints/text-to-image-online-endpoint.sh
 #
 # Run again, it makes what is missing, brings the deployment to what its file says, and asks again. A
-# registered version never changes: register a new package with MODEL_VERSION=2.
+# registered version never changes: register a new package with MODEL_VERSION=2. DEPLOYMENT=green puts a
+# second deployment beside the first, which keeps the traffic until the new one is ready.
 set -euo pipefail
 
 subscription=${AZURE_SUBSCRIPTION_ID:?set it to the id of your subscription}
@@ -17,7 +18,7 @@ out=${OUT:-pictures}
 
 model=stable-diffusion-v1-4 model_version=${MODEL_VERSION:-1}
 environment=sd-mlflow-gpu
-deployment=blue
+deployment=${DEPLOYMENT:-blue}
 repository=$(cd "$(dirname "$0")/.." && pwd)
 
 ml() {

@@ -32,6 +32,7 @@ class Run:
     said: str
     asked: list[str]
     there: set[str]
+    traffic: dict[str, int]
 
     def registered(self) -> list[str]:
         """The requests that create models or environments."""
@@ -67,15 +68,16 @@ def variables(azure: stand_in.Azure, package: Path, endpoint: str, folder: Path)
 
 
 def life(azure: stand_in.Azure, script: Path, endpoint: str, package: Path, folder: Path) -> list[Run]:
-    """The script run, run again, and run to delete."""
+    """The script run, run again, run for a second deployment, and run to delete."""
     runs = []
-    for arguments in ((), (), ("--delete",)):
+    for arguments, more in (((), {}), ((), {}), ((), {"DEPLOYMENT": "green"}), (("--delete",), {})):
         before = len(azure.log)
-        environment = variables(azure, package, endpoint, folder)
+        environment = variables(azure, package, endpoint, folder) | more
         ran = call(script, *arguments, environment=environment, folder=folder)
         # The SDK sends the code anew with each deployment, and a run of the batch script starts a job.
         there = {name for name in azure.resources() if not name.startswith(("codes/", "jobs/"))}
-        runs.append(Run(ran.returncode, ran.stdout, azure.log[before:].splitlines(), there))
+        traffic = azure.traffic(endpoint) if f"onlineEndpoints/{endpoint}" in there else {}
+        runs.append(Run(ran.returncode, ran.stdout, azure.log[before:].splitlines(), there, traffic))
     return runs
 
 
@@ -110,14 +112,24 @@ def test_shellcheck_finds_nothing(script: Path) -> None:
     assert os.access(script, os.X_OK)
 
 
-def test_both_scripts_run_twice_and_delete(runs: list[Run]) -> None:
-    assert [run.status for run in runs] == [0, 0, 0], "\n".join(run.said for run in runs)
+def test_both_scripts_run_again_and_again(runs: list[Run]) -> None:
+    assert [run.status for run in runs] == [0, 0, 0, 0], "\n".join(run.said for run in runs)
 
 
 def test_the_second_run_registers_nothing_and_changes_nothing(runs: list[Run]) -> None:
-    first, second, _ = runs
+    first, second, *_ = runs
     assert second.registered() == []
     assert second.there == first.there
+
+
+def test_a_second_deployment_stands_beside_the_first(runs: list[Run]) -> None:
+    _, before, after, _ = runs
+    (new,) = after.there - before.there
+    assert new.endswith("ndpoints/" + new.split("/")[1] + "/deployments/green")
+
+
+def test_the_online_script_shifts_the_traffic_to_it(online: tuple[list[Run], Path]) -> None:
+    assert [run.traffic for run in online[0]] == [{"blue": 100}, {"blue": 100}, {"green": 100}, {}]
 
 
 def test_delete_leaves_what_costs_nothing(runs: list[Run]) -> None:
