@@ -17,7 +17,7 @@ from rich.console import Console
 
 from sd_mlflow import checkpoint, packaging
 from sd_mlflow.images import contact_sheet
-from sd_mlflow.scoring.local import serving
+from sd_mlflow.scoring.local import loopback, serving
 
 console = Console()
 
@@ -65,7 +65,7 @@ def free_port() -> int:
 def post(url: str, body: bytes) -> bytes:
     """The body of the answer to `body`, sent as JSON."""
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=200) as response:
+    with loopback.open(request, timeout=200) as response:
         answer: bytes = response.read()
         return answer
 

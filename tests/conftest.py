@@ -23,6 +23,8 @@ from PIL import Image
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+# urllib keeps the proxy that it first saw, and a test of Azure may have set one.
+os.environ |= dict.fromkeys(["NO_PROXY", "no_proxy"], "127.0.0.1,localhost")
 # Ignored where a shell started the tests in the background, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -29,6 +29,10 @@ COMMANDS = {
     "serve": "Example: sd-mlflow serve model --port 5001",
     "generate": 'Example: sd-mlflow generate "a photograph of an astronaut riding a horse" --out x.png --seed 7',
     "batch": "Example: sd-mlflow batch prompts.csv --out pictures --num-inference-steps 20",
+    "register": "Example: sd-mlflow register model --name stable-diffusion-v1-4",
+    "traffic": "Example: sd-mlflow traffic my-pictures blue=90 green=10",
+    "invoke": 'Example: sd-mlflow invoke my-pictures --prompt "a red fox in the snow" --seed 7 --out pictures',
+    "delete": "Example: sd-mlflow delete my-pictures --deployment blue",
 }
 
 
@@ -62,7 +66,8 @@ def test_the_help_names_every_command_and_there_is_an_example_of_each() -> None:
     listed = {
         command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback
     }
-    assert listed == COMMANDS.keys()
+    listed |= {group.name for group in cli.app.registered_groups if group.name}
+    assert listed == {*COMMANDS, "deploy"}
     assert all(command in help_of() for command in COMMANDS)
 
 

@@ -24,6 +24,8 @@ _SERVER = (
 )
 _ONLINE_SCRIPT = Path(__file__).with_name("online.py")
 _STARTUP_SECONDS = 600
+#: Opens URLs of this machine, whatever proxy the environment names for others.
+loopback = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class ServerError(SDMLflowError):
@@ -90,7 +92,7 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path | 
         if process.poll() is not None:
             raise ServerError(f"the server stopped with status {process.returncode}{where}")
         try:
-            with urllib.request.urlopen(url, timeout=5):
+            with loopback.open(url, timeout=5):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
