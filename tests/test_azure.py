@@ -28,8 +28,7 @@ FAST = ["--num-inference-steps", "2", "--scheduler", "DDIM"]
 @pytest.fixture(scope="module")
 def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stand_in.Azure]:
     with stand_in.running(tmp_path_factory.mktemp("azure")) as azure, pytest.MonkeyPatch.context() as patch:
-        names = {"AZURE_RESOURCE_GROUP": azure.resource_group, "AZUREML_WORKSPACE": azure.workspace}
-        for name, value in (azure.environment | names).items():
+        for name, value in azure.environment.items():
             patch.setenv(name, value)
         patch.chdir(REPOSITORY)  # whose YAML the commands read
         yield azure

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sd_mlflow.demo import free_port
+from sd_mlflow.scoring.local import loopback
 from stand_in.rest import AzureError
 
 # The server's own command line listens on every interface; this is what it runs, on loopback.
@@ -86,7 +86,7 @@ class Container:
     url: str = field(init=False)
 
     def __post_init__(self) -> None:
-        port = _free_port()
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         azure = {
             "AML_APP_ROOT": str(self.image.folder),
@@ -108,7 +108,7 @@ class Container:
         """Return once the readiness probe is answered; raises the error that Azure ends a deployment with."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and self.process.poll() is None:
-            with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(self.url, timeout=5):
+            with suppress(urllib.error.URLError, OSError), loopback.open(self.url, timeout=5):
                 return
             time.sleep(0.1)
         probe = ": Readiness probe failed" if self.process.poll() is None else ""
@@ -131,9 +131,3 @@ def end_group(process: subprocess.Popen[bytes], patience: float = 5) -> None:
             os.killpg(process.pid, ending)
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=patience)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

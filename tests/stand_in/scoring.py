@@ -6,6 +6,7 @@ import random
 import urllib.error
 import urllib.request
 
+from sd_mlflow.scoring.local import loopback
 from stand_in import batch, checks
 from stand_in.cloud import Cloud
 from stand_in.names import INFERENCE
@@ -62,10 +63,8 @@ def _forward(request: Request, url: str, deployment: str, timeout: float) -> Res
     headers = {name: value for name, value in request.headers.items() if name.lower() in _FORWARDED}
     inner = urllib.request.Request(url + request.path, request.body or None, headers, method=request.method)
     own = {"azureml-model-deployment": deployment}
-    # Loopback, whatever proxy this process is told to use.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(inner, timeout=timeout) as response:
+        with loopback.open(inner, timeout=timeout) as response:
             own["Content-Type"] = response.headers.get("Content-Type", "application/json")
             return Response(response.read(), 200, own)
     except urllib.error.HTTPError as error:
