@@ -23,8 +23,8 @@ from weakref import WeakValueDictionary
 
 from sd_mlflow import contract, tables
 from sd_mlflow.contract import GenerationRequest
-from sd_mlflow.engine import GeneratedImage
 from sd_mlflow.errors import InvalidParameter, InvalidRequest, RequestError, SDMLflowError
+from sd_mlflow.jobs import GeneratedImage
 from sd_mlflow.model import TextToImage
 from sd_mlflow.parameters import ImageRequest
 from sd_mlflow.store import TEMPORARY

@@ -90,6 +90,7 @@ def parse(rows: Sequence[Row], parameters: Mapping[str, Any], settings: Settings
                     height=values["height"],
                     width=values["width"],
                     scheduler=values["scheduler"],
+                    preset=values["preset"],
                     row=number,
                 )
             )

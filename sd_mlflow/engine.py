@@ -1,8 +1,9 @@
 """The engine: one owner thread runs the pipeline for any number of callers.
 
-The unit of work is one denoising step of one image. Every image has its own scheduler, noise
-and guidance, so images of different requests share a UNet call, a finished image leaves at
-once, and the next in line joins at the next step. No image leaves without a safety verdict.
+Images of different requests share a UNet call, a finished image leaves at once, and a new one
+joins at the next step. Whoever was served least goes first. No image leaves without a safety
+verdict. The owner also loads the pipeline: torch's CPU kernels lose half their speed on small
+networks once a second thread of the process has run them.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 import torch
 
+from sd_mlflow.batching import BatchSizer
+from sd_mlflow.denoising import Denoiser
 from sd_mlflow.errors import (
     DeadlineExceeded,
     GenerationFailed,
@@ -25,10 +26,11 @@ from sd_mlflow.errors import (
     QueueFull,
     RequestError,
 )
+from sd_mlflow.jobs import Caller, GeneratedImage, Job
 from sd_mlflow.parameters import ImageRequest
 from sd_mlflow.pipeline import Pipeline
-from sd_mlflow.safety import Pixels, SafetyChecker, SafetyVerdict
-from sd_mlflow.schedulers import ImageScheduler
+from sd_mlflow.progress import LatentProjection, StepProgress, Watcher
+from sd_mlflow.safety import Pixels, SafetyChecker
 from sd_mlflow.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -36,75 +38,31 @@ _FAILED = "the model could not make this image"
 _LATE = "the request took longer than the {:g} s it may take; ask for fewer images or steps"
 
 
-@dataclass(frozen=True)
-class GeneratedImage:
-    """An image that has its verdict: (height, width, 3) uint8, black if flagged."""
-
-    request: ImageRequest
-    pixels: Pixels
-    verdict: SafetyVerdict
-
-
-class _Job:
-    """An image in work: its latents, (1, 4, height/8, width/8) float32, and all that moves them on."""
-
-    #: Of the prompt, as `PromptEncoder.encode` gives them; there from the first step on.
-    embeddings: torch.Tensor
-
-    def __init__(self, request: ImageRequest, pipeline: Pipeline, deadline: float) -> None:
-        self.request = request
-        self.deadline = deadline
-        self.future: Future[GeneratedImage] = Future()
-        self.scheduler = ImageScheduler(
-            request.scheduler or pipeline.scheduler_name,
-            pipeline.scheduler_config,
-            request.num_inference_steps,
-            pipeline.device,
-        )
-        self.steps_done = 0
-        # A CPU generator draws the same noise on every device, and diffusers draws this shape.
-        self.generator = torch.Generator("cpu").manual_seed(request.seed)
-        size = [
-            (edge or pipeline.image_size) // pipeline.vae_scale_factor for edge in (request.height, request.width)
-        ]
-        noise = torch.randn(1, pipeline.unet.config.in_channels, *size, generator=self.generator)
-        self.latents = noise.to(pipeline.device) * self.scheduler.init_noise_sigma
-
-    @property
-    def timestep(self) -> torch.Tensor:
-        return self.scheduler.timesteps[self.steps_done]
-
-    @property
-    def finished(self) -> bool:
-        return self.steps_done == len(self.scheduler.timesteps)
-
-    def settle(self, outcome: GeneratedImage | RequestError) -> None:
-        """Give the caller the outcome, unless the caller has left."""
-        try:
-            if isinstance(outcome, GeneratedImage):
-                self.future.set_result(outcome)
-            else:
-                self.future.set_exception(outcome)
-        except InvalidStateError:
-            pass
-
-
 class Engine:
-    """Makes images. `submit` and `generate` may be called by any thread; `close` ends the owner thread."""
+    """Makes images. `submit` and `generate` may be called by any thread; `close` ends the owner thread.
 
-    def __init__(self, pipeline: Pipeline, safety: SafetyChecker, settings: Settings) -> None:
-        self._pipeline = pipeline
-        self._safety = safety
+    `load` gives the pipeline in a dtype of `Settings.dtype`; what it raises, the constructor raises.
+    """
+
+    def __init__(self, load: Callable[[str], Pipeline], settings: Settings) -> None:
+        self._load = load
         self._settings = settings
-        self._jobs: deque[_Job] = deque()
+        self._jobs: list[Job] = []
         self._changed = threading.Condition()
         self._closed = False
-        self._owner = threading.Thread(target=self._run, name="sd-mlflow-engine", daemon=True)
+        loaded: Future[Denoiser] = Future()
+        self._owner = threading.Thread(target=self._run, args=(loaded,), name="sd-mlflow-engine", daemon=True)
         self._owner.start()
+        self._denoiser = loaded.result()
+        self._wider: Denoiser | None = None
+        self.pipeline = self._denoiser.pipeline
+        self._sizer = BatchSizer(settings.max_batch_size, self.pipeline.device)
+        self._safety = SafetyChecker(self.pipeline.safety_checker, self.pipeline.feature_extractor)
+        self._projection = LatentProjection(self.pipeline)
 
-    def generate(self, requests: Sequence[ImageRequest]) -> list[GeneratedImage]:
+    def generate(self, requests: Sequence[ImageRequest], watcher: Watcher | None = None) -> list[GeneratedImage]:
         """The images of `requests`, in order. Raises as `submit` does, or what befell the first that failed."""
-        futures = self.submit(requests)
+        futures = self.submit(requests, watcher)
         try:
             # The owner keeps the deadline between steps; a step that hangs must not hang the caller.
             return [future.result(self._settings.deadline_seconds + 30) for future in futures]
@@ -114,7 +72,9 @@ class Engine:
             for future in futures:
                 future.cancel()
 
-    def submit(self, requests: Sequence[ImageRequest]) -> list[Future[GeneratedImage]]:
+    def submit(
+        self, requests: Sequence[ImageRequest], watcher: Watcher | None = None
+    ) -> list[Future[GeneratedImage]]:
         """Queue `requests`, all or none; cancelling a future stops its image at the next step.
 
         Raises `LimitExceeded` (too long, too large, more than the queue holds), `InvalidParameter` (a solver
@@ -126,7 +86,8 @@ class Engine:
         deadline = time.monotonic() + self._settings.deadline_seconds
         for request in requests:
             self._check(request)
-        jobs = [_Job(request, self._pipeline, deadline) for request in requests]
+        caller = Caller(0.0, watcher)
+        jobs = [Job(request, self._denoiser, caller, deadline) for request in requests]
         with self._changed:
             if self._closed:
                 raise NotReady("the model is shutting down")
@@ -136,6 +97,8 @@ class Engine:
                     f"{waiting} images are in work, {len(jobs)} more would pass the {room} of this deployment",
                     retry_after=min(60, 1 + waiting),
                 )
+            # Level with whoever waits: neither ahead of those long in work, nor behind them.
+            caller.served = min((job.caller.served for job in self._jobs), default=0.0)
             self._jobs.extend(jobs)
             self._changed.notify()
         return [job.future for job in jobs]
@@ -148,29 +111,29 @@ class Engine:
         self._owner.join(timeout=60)
 
     def _check(self, request: ImageRequest) -> None:
-        encoder, settings, row = self._pipeline.prompt_encoder, self._settings, request.row
+        encoder, settings, row = self.pipeline.prompt_encoder, self._settings, request.row
         encoder.check_length("text_prompt", request.prompt, settings.max_prompt_tokens, row)
         encoder.check_length("negative_prompt", request.negative_prompt, settings.max_prompt_tokens, row)
-        size = self._pipeline.image_size
+        size = self.pipeline.image_size
         pixels = (request.height or size) * (request.width or size)
         if pixels > settings.max_pixels_per_image:
             raise LimitExceeded(
                 f"height times width is {pixels}, at most {settings.max_pixels_per_image} are allowed here", row
             )
 
-    def _run(self) -> None:
+    def _run(self, loaded: Future[Denoiser]) -> None:
+        try:
+            loaded.set_result(Denoiser(self._load(self._settings.dtype)))
+        except BaseException as error:
+            loaded.set_exception(error)
+            return
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._jobs or self._closed)
                 if self._closed:
                     break
                 batch = self._next_batch()
-            try:
-                self._work(batch)
-            except Exception:
-                _log.exception("a denoising step failed")
-                for job in batch:
-                    job.settle(GenerationFailed(_FAILED, job.request.row))
+            self._work(batch)
             with self._changed:
                 self._clear()
         for job in self._jobs:
@@ -182,60 +145,76 @@ class Engine:
         for job in self._jobs:
             if now > job.deadline:
                 job.settle(DeadlineExceeded(_LATE.format(self._settings.deadline_seconds), job.request.row))
-        self._jobs = deque(job for job in self._jobs if not job.future.done())
+        self._jobs = [job for job in self._jobs if not job.future.done()]
 
-    def _next_batch(self) -> list[_Job]:
-        """The first image in line and those behind it that can share its UNet call."""
-        first = self._jobs[0]
-        alike = [job for job in self._jobs if job.latents.shape == first.latents.shape]
-        return alike[: self._settings.max_batch_size]
+    def _next_batch(self) -> list[Job]:
+        """The image whose caller was served least, and those next in line that can share its UNet call."""
+        line = sorted(self._jobs, key=lambda job: job.caller.served)
+        first = line[0]
+        alike = [job for job in line if job.image.size == first.image.size and job.denoiser is first.denoiser]
+        return alike[: self._sizer.size(first.image.size, len(alike))]
 
     @torch.inference_mode()
-    def _work(self, batch: list[_Job]) -> None:
+    def _work(self, batch: list[Job]) -> None:
         """One step of each image of `batch`; an image that is done is decoded, checked and handed over."""
         for job in batch:
-            if job.steps_done == 0:
-                negative = job.request.negative_prompt if job.request.guided else None
-                job.embeddings = self._pipeline.prompt_encoder.encode(job.request.prompt, negative)
-        for length in {job.embeddings.shape[1] for job in batch}:
-            self._step([job for job in batch if job.embeddings.shape[1] == length])
-        for job in batch:
-            if job.finished:
-                job.settle(self._finish(job))
-
-    def _step(self, batch: list[_Job]) -> None:
-        """One UNet call, twice the image where it is guided (arXiv:2207.12598), and one solver step of each."""
-        inputs, timesteps, hidden = [], [], []
-        for job in batch:
-            scaled = job.scheduler.scale_model_input(job.latents, job.timestep)
-            inputs += [scaled] * len(job.embeddings)
-            timesteps += [job.timestep.float()] * len(job.embeddings)
-            hidden.append(job.embeddings)
-        predicted = self._pipeline.unet(
-            torch.cat(inputs).to(self._pipeline.dtype),
-            torch.stack(timesteps),
-            encoder_hidden_states=torch.cat(hidden),
-        ).sample.float()
-        for job, noise in zip(batch, predicted.split([len(h) for h in hidden]), strict=True):
-            if job.request.guided:
-                unconditional, conditional = noise.chunk(2)
-                noise = unconditional + job.request.guidance_scale * (conditional - unconditional)
-            job.latents = job.scheduler.step(noise, job.timestep, job.latents, job.generator)
-            job.steps_done += 1
-
-    def _finish(self, job: _Job) -> GeneratedImage | RequestError:
-        """Decode the latents of `job` and have the image checked; what goes wrong is this image's alone."""
+            height, width = job.image.size
+            job.caller.served += job.image.rows * height * width
+        whole = not any(job.image.shallow for job in batch)
+        began = time.perf_counter()
         try:
-            vae = self._pipeline.vae
-            latents = (job.latents / vae.config.scaling_factor).to(self._pipeline.dtype)
-            decoded = vae.decode(latents).sample[0].float()
-            if not decoded.isfinite().all():
-                return GenerationFailed("the image came out as not a number", job.request.row)
-            shares = (decoded / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)
-            pixels = (shares * 255).round().to(torch.uint8).cpu().numpy()
-            return GeneratedImage(job.request, *self._safety.apply(pixels))
+            batch[0].denoiser.step([job.image for job in batch])
+        except Exception as error:
+            self._failed(batch, error)
+            return
+        if whole:
+            self._sizer.record(batch[0].image.size, len(batch), time.perf_counter() - began)
+        for job in batch:
+            if job.caller.watcher:
+                self._show(job, job.caller.watcher)
+            if job.image.finished:
+                self._finish(job)
+
+    def _failed(self, batch: list[Job], error: Exception) -> None:
+        """A step went wrong: with fewer images it may not, if memory was short."""
+        if isinstance(error, torch.OutOfMemoryError) and len(batch) > 1:
+            self._sizer.shrink(len(batch))
+            return
+        _log.error("a denoising step failed", exc_info=error)
+        for job in batch:
+            job.settle(GenerationFailed(_FAILED, job.request.row))
+
+    def _finish(self, job: Job) -> None:
+        """Decode the image of `job` and have it checked; what goes wrong is this image's alone."""
+        try:
+            pixels = job.denoiser.decode(job.image)
+            if pixels is not None:
+                job.settle(GeneratedImage(job.request, *self._safety.apply(pixels)))
+            elif job.denoiser.pipeline.dtype is torch.float16:
+                job.start(self._in_wider_type())
+            else:
+                job.settle(GenerationFailed("the image came out as not a number", job.request.row))
         except RequestError as error:
-            return error
+            job.settle(error)
         except Exception:
             _log.exception("an image could not be finished")
-            return GenerationFailed(_FAILED, job.request.row)
+            job.settle(GenerationFailed(_FAILED, job.request.row))
+
+    def _in_wider_type(self) -> Denoiser:
+        """The same pipeline in float32, for images that overflow in float16; loaded when first needed."""
+        if self._wider is None:
+            _log.warning("an image overflowed in float16: it is made again in float32")
+            self._wider = Denoiser(self._load("float32"))
+        return self._wider
+
+    def _show(self, job: Job, watcher: Watcher) -> None:
+        image = job.image
+
+        def preview() -> Pixels:
+            return self._safety.apply(self._projection(image.latents))[0]
+
+        try:
+            watcher(StepProgress(job.request, image.steps_done, image.steps, preview))
+        except Exception:
+            _log.exception("a watcher failed")
+            job.caller.watcher = None

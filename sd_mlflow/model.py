@@ -21,11 +21,12 @@ from mlflow.protos.databricks_pb2 import ErrorCode
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from sd_mlflow import contract, images, pipeline
-from sd_mlflow.engine import Engine, GeneratedImage
+from sd_mlflow.engine import Engine
 from sd_mlflow.errors import GenerationFailed, RequestError
 from sd_mlflow.forms import read_rows
+from sd_mlflow.jobs import GeneratedImage
 from sd_mlflow.parameters import ImageRequest
-from sd_mlflow.safety import SafetyChecker
+from sd_mlflow.progress import Watcher
 from sd_mlflow.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -39,9 +40,9 @@ class TextToImage:
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.settings = settings
-        self._pipeline = pipeline.load(folder, settings.device, settings.dtype)
-        safety = SafetyChecker(self._pipeline.safety_checker, self._pipeline.feature_extractor)
-        self._engine = Engine(self._pipeline, safety, settings)
+        self._engine = Engine(
+            lambda dtype: pipeline.load(folder, settings.device, dtype, settings.execution), settings
+        )
 
     @classmethod
     def of_package(cls, package: Path, **settings: Any) -> TextToImage:
@@ -57,10 +58,12 @@ class TextToImage:
     @property
     def digest(self) -> str:
         """The checkpoint's identity: SHA-256, in hexadecimal."""
-        return self._pipeline.manifest.digest
+        return self._engine.pipeline.manifest.digest
 
-    def answer(self, rows: Sequence[contract.Row], parameters: Mapping[str, Any]) -> list[dict[str, list[Any]]]:
-        """The records that answer `rows`. Raises `RequestError`."""
+    def answer(
+        self, rows: Sequence[contract.Row], parameters: Mapping[str, Any], watcher: Watcher | None = None
+    ) -> list[dict[str, list[Any]]]:
+        """The records that answer `rows`; `watcher` sees every step. Raises `RequestError`."""
         request = self.parse(rows, parameters)
         answers = [
             contract.ImageAnswer(
@@ -69,7 +72,7 @@ class TextToImage:
                 flag=image.verdict.value,
                 metadata=self._recipe(image),
             )
-            for image in self._engine.generate(request.images)
+            for image in self._engine.generate(request.images, watcher)
         ]
         return contract.records(request, answers)
 
@@ -99,10 +102,11 @@ class TextToImage:
             "seed": image.request.seed,
             "num_inference_steps": image.request.num_inference_steps,
             "guidance_scale": image.request.guidance_scale,
-            "scheduler": image.request.scheduler or self._pipeline.scheduler_name,
+            "scheduler": image.request.scheduler or self._engine.pipeline.scheduler_name,
+            "preset": image.request.preset,
             "height": height,
             "width": width,
-            "model": f"{self._pipeline.manifest.name}@{self._pipeline.manifest.digest[:12]}",
+            "model": f"{self._engine.pipeline.manifest.name}@{self._engine.pipeline.manifest.digest[:12]}",
         }
 
 

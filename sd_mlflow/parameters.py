@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sd_mlflow.errors import InvalidParameter, UnknownName
+from sd_mlflow.presets import PRESETS
 
 Kind = Literal["integer", "long", "double", "string", "boolean"]
 
@@ -123,6 +124,14 @@ PARAMETERS: dict[str, Parameter] = {
             "The solver, as diffusers names it; the checkpoint's own if not given.",
             choices=SCHEDULERS,
         ),
+        Parameter(
+            "preset",
+            "string",
+            "exact",
+            "How much work is saved, where scheduler and num_inference_steps are left at their defaults. "
+            + " ".join(f"{name}: {preset.description}" for name, preset in PRESETS.items()),
+            choices=tuple(PRESETS),
+        ),
         Parameter("image_format", "string", "png", "How images are encoded.", choices=("png", "jpeg", "webp")),
         Parameter("image_quality", "integer", 95, "Quality of jpeg and webp.", 1, 100),
         Parameter(
@@ -149,6 +158,7 @@ class ImageRequest:
     height: int | None = None
     width: int | None = None
     scheduler: str | None = None
+    preset: str = "exact"
     row: int = 0
 
     @property
@@ -168,7 +178,12 @@ def validate_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
     scheduler = given.get("scheduler")
     if isinstance(scheduler, str):
         given = {**given, "scheduler": full_scheduler_name(scheduler)}
-    return {name: parameter.validate(given.get(name)) for name, parameter in PARAMETERS.items()}
+    values = {name: parameter.validate(given.get(name)) for name, parameter in PARAMETERS.items()}
+    # MLflow fills in every default before the model sees a request, so a default counts as not given.
+    for name, value in PRESETS[values["preset"]].parameters.items():
+        if values[name] == PARAMETERS[name].default:
+            values[name] = value
+    return values
 
 
 def full_scheduler_name(name: str) -> str:

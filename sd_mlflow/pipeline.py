@@ -17,7 +17,7 @@ from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from sd_mlflow import manifest
+from sd_mlflow import execution, manifest
 from sd_mlflow.errors import CheckpointError
 from sd_mlflow.parameters import SCHEDULERS
 from sd_mlflow.prompts import PromptEncoder
@@ -49,12 +49,12 @@ class Pipeline:
         return int(self.unet.config.sample_size) * self.vae_scale_factor
 
 
-def load(folder: Path, device: str = "auto", dtype: str = "auto") -> Pipeline:
+def load(folder: Path, device: str = "auto", dtype: str = "auto", how: str = "auto") -> Pipeline:
     """Check `folder` against its manifest and load its seven components, without network and without pickle.
 
-    `device` and `dtype` are those of `sd_mlflow.settings.Settings`; weights are cast only if they
-    are stored in another dtype. Raises `IntegrityError` for a changed file, `CheckpointError` for a
-    component that lacks a tensor.
+    `device`, `dtype` and `how` (the execution) are those of `sd_mlflow.settings.Settings`; weights are
+    cast only if they are stored in another dtype. Raises `IntegrityError` for a changed file,
+    `CheckpointError` for a component that lacks a tensor.
     """
     diffusers.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
@@ -63,18 +63,23 @@ def load(folder: Path, device: str = "auto", dtype: str = "auto") -> Pipeline:
     target = _device(device)
     kind = _dtype(dtype, checked.dtype, target)
     scheduler = scheduler_config(folder)
+    run_by = execution.best(target, kind) if how == "auto" else execution.Execution(how)
     checker = extractor = None
     if checked.safety_checker:
         checker = _component(StableDiffusionSafetyChecker, folder / "safety_checker", target, dtype=kind)
         extractor = CLIPImageProcessorPil.from_pretrained(folder / "feature_extractor", local_files_only=True)
+    unet = _component(UNet2DConditionModel, folder / "unet", target, torch_dtype=kind)
+    vae = _component(AutoencoderKL, folder / "vae", target, torch_dtype=kind)
+    execution.prepare(unet, run_by)
+    execution.prepare(vae, run_by)
     return Pipeline(
         manifest=checked,
         prompt_encoder=PromptEncoder(
             CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
             _component(CLIPTextModel, folder / "text_encoder", target, dtype=kind),
         ),
-        unet=_component(UNet2DConditionModel, folder / "unet", target, torch_dtype=kind),
-        vae=_component(AutoencoderKL, folder / "vae", target, torch_dtype=kind),
+        unet=unet,
+        vae=vae,
         scheduler_name=scheduler["_class_name"],
         scheduler_config=scheduler,
         safety_checker=checker,
@@ -96,8 +101,7 @@ def _component(cls: Any, folder: Path, device: torch.device, **dtype: torch.dtyp
     absent = [*found["missing_keys"], *found["mismatched_keys"]]
     if absent:
         raise CheckpointError(f"{folder.name} lacks {len(absent)} tensors that its config needs: {absent[:3]}")
-    layout = torch.channels_last if isinstance(model, diffusers.ModelMixin) else torch.preserve_format
-    return model.eval().requires_grad_(False).to(device, memory_format=layout)
+    return model.eval().requires_grad_(False).to(device)
 
 
 def scheduler_config(folder: Path) -> dict[str, Any]:
@@ -119,7 +123,8 @@ def _device(name: str) -> torch.device:
 
 def _dtype(name: str, stored: str, device: torch.device) -> torch.dtype:
     if name == "auto":
-        # A CPU computes float16 no faster than float32, and some of it not at all.
-        name = "float32" if stored == "float16" and device.type == "cpu" else stored
+        # A CPU computes float16 no faster than float32, and few of them bfloat16.
+        narrow = stored == "float16" or (stored == "bfloat16" and not execution.computes_bfloat16())
+        name = "float32" if narrow and device.type == "cpu" else stored
     dtype: torch.dtype = getattr(torch, name)
     return dtype

@@ -15,7 +15,6 @@ from diffusers import StableDiffusionPipeline
 from sd_mlflow import pipeline
 from sd_mlflow.engine import Engine
 from sd_mlflow.parameters import ImageRequest
-from sd_mlflow.safety import SafetyChecker
 from sd_mlflow.settings import Settings
 
 PROMPTS = ["a photograph of an astronaut riding a horse", "a cartoon of a cat on the grass"]
@@ -64,7 +63,6 @@ class Pair:
 def pair_of(folder: Path) -> Iterator[Pair]:
     peer = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
     peer.set_progress_bar_config(disable=True)
-    loaded = pipeline.load(folder, "cpu", "float32")
-    engine = Engine(loaded, SafetyChecker(loaded.safety_checker, loaded.feature_extractor), Settings())
+    engine = Engine(lambda dtype: pipeline.load(folder, "cpu", dtype), Settings(dtype="float32"))
     yield Pair(peer, engine)
     engine.close()

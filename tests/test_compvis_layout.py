@@ -13,7 +13,7 @@ from sd_mlflow import checkpoint, packaging, pipeline
 from sd_mlflow.engine import Engine
 from sd_mlflow.parameters import ImageRequest
 from sd_mlflow.pipeline import Pipeline
-from sd_mlflow.safety import Pixels, SafetyChecker
+from sd_mlflow.safety import Pixels
 from sd_mlflow.settings import Settings
 
 PROMPTS = ["a photograph of an astronaut riding a horse", "", "Ünïcode, 漢字 & 😀: don't!", "horse " * 100]
@@ -43,7 +43,7 @@ def packaged(source: Path) -> Pipeline:
 
 
 def picture(loaded: Pipeline) -> Pixels:
-    engine = Engine(loaded, SafetyChecker(None, None), Settings())
+    engine = Engine(lambda _: loaded, Settings())
     (image,) = engine.generate([ImageRequest(PROMPTS[0], seed=7, num_inference_steps=2)])
     engine.close()
     return image.pixels
