@@ -21,8 +21,8 @@ from sd_mlflow.emoji import networks
 _TEXT_WIDTH = 768
 
 
-def build(folder: Path, seed: int = 0) -> None:
-    """Write the checkpoint, in float32, to the new folder `folder`; the same weights for the same `seed`.
+def build(folder: Path, seed: int = 0, dtype: manifest.DTypeName = "float32") -> None:
+    """Write the checkpoint, in `dtype`, to the new folder `folder`; the same weights for the same `seed`.
 
     The tokenizer is sd-emoji's: v1-4's vocabulary is not this project's to ship.
     """
@@ -42,8 +42,15 @@ def build(folder: Path, seed: int = 0) -> None:
             for name, like in network.state_dict().items()
         ]
         name = f"{component}/{file}.safetensors"
-        entries[name] = tensors.write(folder / name, stored, torch.float32, lambda _: None)
-    manifest.write(folder, name="full-size", revision=None, dtype="float32", safety_checker=True, known=entries)
+        entries[name] = tensors.write(folder / name, stored, getattr(torch, dtype), lambda _: None)
+    manifest.write(
+        folder,
+        name="full-size",
+        revision=None,
+        dtype=dtype,
+        safety_checker=True,
+        known=entries,
+    )
 
 
 def _maker(name: str, shape: torch.Size, generator: torch.Generator) -> Callable[[], torch.Tensor]:

@@ -60,8 +60,8 @@ def load(folder: Path, device: str = "auto", dtype: str = "auto", how: str = "au
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     checked = manifest.verify(folder)
-    target = _device(device)
-    kind = _dtype(dtype, checked.dtype, target)
+    target = choose_device(device)
+    kind = load_dtype(checked.dtype, target, dtype)
     scheduler = scheduler_config(folder)
     run_by = execution.best(target, kind) if how == "auto" else execution.Execution(how)
     checker = extractor = None
@@ -113,7 +113,8 @@ def scheduler_config(folder: Path) -> dict[str, Any]:
     return config | {"steps_offset": 1, "clip_sample": False}
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device that `Settings.device` names; auto: a GPU if there is one."""
     if name != "auto":
         return torch.device(name)
     if torch.cuda.is_available():
@@ -121,7 +122,8 @@ def _device(name: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _dtype(name: str, stored: str, device: torch.device) -> torch.dtype:
+def load_dtype(stored: str, device: torch.device, name: str = "auto") -> torch.dtype:
+    """What weights that are stored as `stored` run in on `device`, `name` being `Settings.dtype`."""
     if name == "auto":
         # A CPU computes float16 no faster than float32, and few of them bfloat16.
         narrow = stored == "float16" or (stored == "bfloat16" and not execution.computes_bfloat16())

@@ -20,6 +20,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "height": None,
         "width": None,
         "scheduler": None,
+        "preset": "exact",
         "image_format": "png",
         "image_quality": 95,
         "orient": "list",

@@ -1,0 +1,1 @@
+"""`sd-mlflow bench`: our configurations against named peers, in turn, in one run."""
