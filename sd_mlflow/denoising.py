@@ -6,8 +6,8 @@ guidance and preset, so that images at different steps share a call.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from itertools import groupby
 
 import torch
 
@@ -28,6 +28,8 @@ class Denoising:
     embeddings: torch.Tensor
     #: Of the last whole step, as `sd_mlflow.features` gives them, if the preset wants them again.
     features: torch.Tensor
+    #: Of the last step: what the UNet saw, the noise it found in that, and the timestep.
+    last: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
     def __init__(self, request: ImageRequest, pipeline: Pipeline) -> None:
         """Raises `InvalidParameter` for a solver that cannot do so many steps."""
@@ -59,6 +61,13 @@ class Denoising:
         return self.steps_done == self.steps
 
     @property
+    def expected(self) -> torch.Tensor:
+        """The latents of the picture as the last step foresaw them, (1, 4, height/8, width/8) float32."""
+        seen, noise, timestep = self.last
+        signal = self.scheduler.signal(timestep)
+        return (seen - (1 - signal).sqrt() * noise) / signal.sqrt()
+
+    @property
     def shallow(self) -> bool:
         """Whether the next step reuses features."""
         return self.preset.reuses_features(self.steps_done)
@@ -84,7 +93,7 @@ class Denoiser:
         def call(image: Denoising) -> tuple[int, bool]:
             return image.embeddings.shape[1], image.shallow
 
-        for (_, shallow), alike in groupby(sorted(batch, key=call), key=call):
+        for (_, shallow), alike in itertools.groupby(sorted(batch, key=call), key=call):
             self._advance(list(alike), shallow)
 
     def decode(self, image: Denoising) -> Pixels | None:
@@ -128,9 +137,11 @@ class Denoiser:
             for image, kept_now in zip(batch, torch.split(deep, rows), strict=True):
                 if image.preset.full_step_every > 1:
                     image.features = kept_now
-        for image, noise in zip(batch, torch.split(predicted.float(), rows), strict=True):
+        ends = itertools.accumulate(rows)
+        for image, end, noise in zip(batch, ends, torch.split(predicted.float(), rows), strict=True):
             if len(noise) == 2:
                 unconditional, conditional = noise.chunk(2)
                 noise = unconditional + image.request.guidance_scale * (conditional - unconditional)
+            image.last = inputs[end - 1], noise, image.timestep
             image.latents = image.scheduler.step(noise, image.timestep, image.latents, image.generator)
             image.steps_done += 1

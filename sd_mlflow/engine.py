@@ -211,7 +211,7 @@ class Engine:
         image = job.image
 
         def preview() -> Pixels:
-            return self._safety.apply(self._projection(image.latents))[0]
+            return self._safety.apply(self._projection(image.expected))[0]
 
         try:
             watcher(StepProgress(job.request, image.steps_done, image.steps, preview))

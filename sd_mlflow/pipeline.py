@@ -18,7 +18,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from sd_mlflow import execution, manifest
-from sd_mlflow.errors import CheckpointError
+from sd_mlflow.errors import CheckpointError, PackageError
 from sd_mlflow.parameters import SCHEDULERS
 from sd_mlflow.prompts import PromptEncoder
 
@@ -64,6 +64,8 @@ def load(folder: Path, device: str = "auto", dtype: str = "auto", how: str = "au
     kind = load_dtype(checked.dtype, target, dtype)
     scheduler = scheduler_config(folder)
     run_by = execution.best(target, kind) if how == "auto" else execution.Execution(how)
+    if run_by is execution.Execution.PACKED and target.type != "cpu":
+        raise PackageError(f"execution packed runs on a CPU, not on {target.type}: leave it at auto")
     checker = extractor = None
     if checked.safety_checker:
         checker = _component(StableDiffusionSafetyChecker, folder / "safety_checker", target, dtype=kind)

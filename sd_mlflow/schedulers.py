@@ -43,6 +43,11 @@ class ImageScheduler:
         scaled: torch.Tensor = self._scheduler.scale_model_input(latents, timestep)
         return scaled
 
+    def signal(self, timestep: torch.Tensor) -> torch.Tensor:
+        """The share of the picture in the variance of what the UNet sees at `timestep`, ()."""
+        share: torch.Tensor = self._scheduler.alphas_cumprod.to(timestep.device)[timestep.round().long()]
+        return share
+
     def step(
         self,
         noise: torch.Tensor,

@@ -6,11 +6,14 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from checkpoints import change, converted, emoji_copy
 from conftest import psnr
+from PIL import Image
 
 from sd_mlflow import pipeline
 from sd_mlflow.checkpoint import SD_EMOJI, find
@@ -21,11 +24,13 @@ from sd_mlflow.errors import (
     InvalidParameter,
     LimitExceeded,
     NotReady,
+    PackageError,
     QueueFull,
     SafetyUnavailable,
 )
 from sd_mlflow.parameters import ImageRequest
 from sd_mlflow.pipeline import Pipeline
+from sd_mlflow.progress import StepProgress
 from sd_mlflow.settings import Settings
 
 HORSE = ImageRequest("a photograph of an astronaut riding a horse", seed=1, num_inference_steps=12)
@@ -193,3 +198,124 @@ def test_an_image_that_is_not_a_number_is_refused(loaded: Pipeline) -> None:
         running.generate([OTHERS[0]])
     hook.remove()
     running.close()
+
+
+def test_images_that_join_leave_and_are_cancelled_disturb_no_other(engine: Engine, loaded: Pipeline) -> None:
+    requests = [HORSE, *OTHERS, replace(HORSE, preset="fast"), replace(HORSE, preset="draft", guidance_scale=3.0)]
+    alone = [engine.generate([request])[0].pixels for request in requests]
+    begun = threading.Event()
+    (first,) = engine.submit([replace(HORSE, num_inference_steps=40, seed=9)], lambda _: begun.set())
+    assert begun.wait(60)
+    joining = [engine.submit([request])[0] for request in requests]
+    (leaving,) = engine.submit([replace(HORSE, seed=8)])
+    leaving.cancel()
+    first.cancel()
+    for one, other in zip(alone, joining, strict=True):
+        assert agree(one, other.result(120).pixels, loaded)
+
+
+def test_a_short_request_is_done_long_before_the_long_one_that_was_there_first(loaded: Pipeline) -> None:
+    running = engine_of(loaded, max_batch_size=1)
+    order: list[str] = []
+    (long,) = running.submit(
+        [ImageRequest("a cat", seed=0, num_inference_steps=50)], lambda _: order.append("long")
+    )
+    (short,) = running.submit(
+        [ImageRequest("a dog", seed=0, num_inference_steps=5, scheduler="DDIMScheduler")],
+        lambda _: order.append("short"),
+    )
+    short.result(120)
+    long.result(120)
+    running.close()
+    last = len(order) - order[::-1].index("short")
+    assert order.count("short") == 5
+    assert order[:last].count("long") <= 10
+
+
+def test_a_caller_of_many_images_takes_no_more_turns_than_a_caller_of_one(loaded: Pipeline) -> None:
+    running = engine_of(loaded, max_batch_size=1)
+    order: list[str] = []
+    request = ImageRequest("a cat", seed=0, num_inference_steps=8, scheduler="DDIMScheduler")
+    many = running.submit([replace(request, seed=seed) for seed in range(6)], lambda _: order.append("many"))
+    (one,) = running.submit([request], lambda _: order.append("one"))
+    one.result(120)
+    [future.result(120) for future in many]
+    running.close()
+    last = len(order) - order[::-1].index("one")
+    assert order[:last].count("many") <= 10
+
+
+def test_a_watcher_sees_every_step_and_can_look_at_the_picture(engine: Engine) -> None:
+    seen: list[tuple[int, int]] = []
+    previews: list[np.ndarray] = []
+
+    def watch(done: StepProgress) -> None:
+        seen.append((done.step, done.steps))
+        if done.step == 4:
+            previews.append(done.preview())
+
+    request = ImageRequest(
+        "a cartoon of a cat on the grass", seed=2, num_inference_steps=5, scheduler="DDIMScheduler"
+    )
+    (image,) = engine.generate([request], watch)
+    assert seen == [(step, 5) for step in range(1, 6)]
+    small = np.asarray(Image.fromarray(image.pixels).resize((16, 16), Image.Resampling.BOX))
+    assert previews[0].shape == (16, 16, 3)
+    assert psnr(previews[0], small) > 15
+
+
+def test_a_watcher_that_fails_costs_nobody_the_image(engine: Engine) -> None:
+    def watch(_: StepProgress) -> None:
+        raise RuntimeError("the terminal is gone")
+
+    (image,) = engine.generate([OTHERS[0]], watch)
+    assert image.pixels.any()
+
+
+def test_a_preview_that_cannot_be_checked_is_withheld(loaded: Pipeline) -> None:
+    class Broken(torch.nn.Module):
+        """Stands in for a checker that cannot run: no real one fails on demand."""
+
+    running = engine_of(replace(loaded, safety_checker=Broken()))
+    refused: list[Exception] = []
+
+    def watch(done: StepProgress) -> None:
+        try:
+            done.preview()
+        except SafetyUnavailable as error:
+            refused.append(error)
+
+    with pytest.raises(SafetyUnavailable):
+        running.generate([OTHERS[0]], watch)
+    running.close()
+    assert refused
+
+
+def test_an_image_that_overflows_in_float16_is_made_again_in_float32(tmp_path: Path) -> None:
+    """A decoder whose first layer is scaled past float16's range: the norm behind it takes the scale out again."""
+
+    def scale(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        large = {name for name in weights if name.startswith("decoder.conv_in.")}
+        return {name: tensor.float() * (6e4 if name in large else 1) for name, tensor in weights.items()}
+
+    folder = emoji_copy(tmp_path / "model")
+    change(folder, "vae", scale)
+    overflowing = converted(folder, tmp_path / "float16", "float16")
+    dtypes: list[str] = []
+
+    def load(dtype: str) -> Pipeline:
+        dtypes.append(dtype)
+        return pipeline.load(overflowing, "cpu", dtype)
+
+    images = []
+    for dtype in ("float16", "float32"):
+        running = Engine(load, Settings(dtype=dtype))
+        images += running.generate([OTHERS[0]])
+        running.close()
+    assert dtypes == ["float16", "float32", "float32"]
+    assert psnr(images[0].pixels, images[1].pixels) > 45
+
+
+def test_a_model_that_cannot_be_loaded_says_so_where_it_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(PackageError):
+        Engine(lambda dtype: pipeline.load(tmp_path, "cpu", dtype), Settings())

@@ -86,7 +86,7 @@ def _ask(options: Options, exact: Path, narrow: Path, say: Say) -> tuple[dict[st
     contending[OURS] = (ours, contenders.ours, (narrow, device))
     series = {name: Series() for name in contending}
     with ExitStack() as ends:
-        workers = []
+        workers: list[Worker] = []
         # Ours first, while the files that were just built are still in the page cache.
         for name, (_, make, arguments) in reversed(contending.items()):
             say(f"Loading {name}")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from PIL import Image
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from sd_mlflow.cli.app import console, say
 from sd_mlflow.errors import InvalidParameter, SDMLflowError
@@ -19,6 +20,7 @@ from sd_mlflow.parameters import PARAMETERS
 
 if TYPE_CHECKING:
     from sd_mlflow.model import TextToImage
+    from sd_mlflow.progress import StepProgress
 
 _PYTHON_TYPES: dict[str, type] = {"integer": int, "long": int, "double": float, "string": str, "boolean": bool}
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
@@ -38,6 +40,9 @@ def generate(
     *,
     out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")],
     model: ModelOption = None,
+    preview_every: Annotated[
+        Optional[int], typer.Option(min=1, help="Also write the picture as it is after every so many steps.")
+    ] = None,
     **flags: Any,
 ) -> None:
     """Draw a prompt without a server.
@@ -52,13 +57,15 @@ def generate(
     rows = [{"text_prompt": prompt}]
     parameters = given(flags) | {"image_format": _FORMATS[out.suffix.lower()], "return_metadata": True}
     contract.parse(rows, parameters, Settings())  # a bad value is found before the model is loaded
-    with closing(_load(model)) as text_to_image, console.status("Drawing"):
-        (record,) = text_to_image.answer(rows, parameters)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with closing(_load(model)) as text_to_image, Progress(*columns, console=console) as progress:
+        watcher = _Watcher(progress, out, preview_every)
+        (record,) = text_to_image.answer(rows, parameters, watcher)
     for number, (image, flag, seed) in enumerate(
         zip(record["generated_images"], record["nsfw_content_detected"], record["seed"], strict=True)
     ):
         file = out if number == 0 else out.with_stem(f"{out.stem}-{number + 1}")
-        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(base64.b64decode(image))
         say(str(file), f"seed {seed}{FLAGS[flag]}")
 
@@ -111,6 +118,26 @@ def batch(
         say("Stopped:", f"{summary.line()}; {again}", "yellow")
         raise typer.Exit(130) from None
     say("Done:", f"{summary.line()}, {summary.rate()}: {out}")
+
+
+class _Watcher:
+    """Moves a bar for every image in work, and writes previews beside `out`."""
+
+    def __init__(self, progress: Progress, out: Path, preview_every: int | None) -> None:
+        self._progress = progress
+        self._out = out
+        self._preview_every = preview_every
+        self._bars: dict[int, TaskID] = {}
+
+    def __call__(self, done: StepProgress) -> None:
+        seed = done.request.seed
+        if seed not in self._bars:
+            self._bars[seed] = self._progress.add_task(f"Drawing, seed {seed}", total=done.steps)
+        self._progress.update(self._bars[seed], completed=done.step)
+        if self._preview_every and done.step % self._preview_every == 0 and done.step < done.steps:
+            file = self._out.with_name(f"{self._out.stem}-seed-{seed}-step-{done.step}.png")
+            small = Image.fromarray(done.preview())
+            small.resize((8 * small.width, 8 * small.height), Image.Resampling.BICUBIC).save(file)
 
 
 def given(flags: dict[str, Any]) -> dict[str, Any]:
