@@ -8,7 +8,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import platform
+import sys
 from enum import StrEnum
 
 import torch
@@ -45,11 +48,14 @@ def best(device: torch.device, dtype: torch.dtype) -> Execution:
     return Execution.PACKED if packs else Execution.EAGER
 
 
-def prepare(model: ModelMixin, execution: Execution) -> None:
-    """Make `model`, a UNet or an autoencoder in its place and dtype, run by `execution`. In place."""
+def prepare(model: ModelMixin, execution: Execution, mapped: bool = False) -> None:
+    """Make `model`, a UNet or an autoencoder in its place and dtype, run by `execution`. In place.
+
+    `mapped`: its weights are the pages of their file, and nobody else's.
+    """
     if execution is Execution.PACKED:
         model.set_attn_processor(MatrixAttention())
-        _pack_convolutions(model)
+        _pack_convolutions(model, mapped)
         return
     model.to(memory_format=torch.channels_last)
     if execution is Execution.COMPILED and model._repeated_blocks:
@@ -129,8 +135,9 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
 class PackedConv2d(nn.Module):
     """A convolution whose weight is laid out for oneDNN at the first call, for the shape it then meets."""
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, conv: nn.Conv2d, mapped: bool = False) -> None:
         super().__init__()
+        self._mapped = mapped
         self.bias = conv.bias
         self._geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self._weight = conv.weight
@@ -142,6 +149,8 @@ class PackedConv2d(nn.Module):
             self._packed = torch.ops.mkldnn._reorder_convolution_weight(
                 self._weight.detach(), *self._geometry, list(x.shape)
             )
+            if self._mapped:
+                _let_go(self._weight)
             del self._weight
         result: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
             x, self._packed, self.bias, *self._geometry, "none", [], ""
@@ -149,8 +158,18 @@ class PackedConv2d(nn.Module):
         return result
 
 
-def _pack_convolutions(model: nn.Module) -> None:
+def _let_go(weight: torch.Tensor) -> None:
+    """Return the memory of `weight`, pages of a file that is mapped, and which nobody will read again."""
+    if sys.platform == "linux":
+        page = mmap.PAGESIZE
+        first = -(-weight.data_ptr() // page) * page
+        length = weight.data_ptr() + weight.nbytes - first
+        if length > 0:
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+
+
+def _pack_convolutions(model: nn.Module, mapped: bool) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Conv2d:
-                setattr(parent, name, PackedConv2d(child))
+                setattr(parent, name, PackedConv2d(child, mapped))

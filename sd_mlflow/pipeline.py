@@ -72,8 +72,10 @@ def load(folder: Path, device: str = "auto", dtype: str = "auto", how: str = "au
         extractor = CLIPImageProcessorPil.from_pretrained(folder / "feature_extractor", local_files_only=True)
     unet = _component(UNet2DConditionModel, folder / "unet", target, torch_dtype=kind)
     vae = _component(AutoencoderKL, folder / "vae", target, torch_dtype=kind)
-    execution.prepare(unet, run_by)
-    execution.prepare(vae, run_by)
+    # Weights that need no cast are the mapped pages of their files.
+    mapped = checked.dtype == str(kind).removeprefix("torch.") and target.type == "cpu"
+    for model in (unet, vae):
+        execution.prepare(model, run_by, mapped)
     return Pipeline(
         manifest=checked,
         prompt_encoder=PromptEncoder(
