@@ -319,3 +319,17 @@ def test_an_image_that_overflows_in_float16_is_made_again_in_float32(tmp_path: P
 def test_a_model_that_cannot_be_loaded_says_so_where_it_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(PackageError):
         Engine(lambda dtype: pipeline.load(tmp_path, "cpu", dtype), Settings())
+
+
+def test_images_are_the_same_where_finishing_overlaps_denoising(loaded: Pipeline) -> None:
+    """As on a GPU: with a finisher, which an engine on a CPU does without."""
+    alone = engine_of(loaded)
+    expected = [image.pixels for image in alone.generate([HORSE, *OTHERS])]
+    alone.close()
+    running = engine_of(loaded)
+    running._finisher = ThreadPoolExecutor(1)
+    for _ in range(2):
+        images = running.generate([HORSE, *OTHERS])
+        assert all(agree(one, image.pixels, loaded) for one, image in zip(expected, images, strict=True))
+    assert len(running.generate([OTHERS[0]])) == 1
+    running.close()
