@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,9 @@ def load(folder: Path, device: str = "auto", dtype: str = "auto", how: str = "au
     if checked.safety_checker:
         checker = _component(StableDiffusionSafetyChecker, folder / "safety_checker", target, dtype=kind)
         extractor = CLIPImageProcessorPil.from_pretrained(folder / "feature_extractor", local_files_only=True)
+    if run_by is execution.Execution.COMPILED and os.access(folder.parent, os.W_OK):
+        # Beside the package, so that the next process need not compile again.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.parent / "compiled"))
     unet = _component(UNet2DConditionModel, folder / "unet", target, torch_dtype=kind)
     vae = _component(AutoencoderKL, folder / "vae", target, torch_dtype=kind)
     # Weights that need no cast are the mapped pages of their files.

@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="Bytes of a request's body.")
     max_queued_images: int = Field(64, ge=1, description="Images in work and waiting, of all callers.")
     max_batch_size: int = Field(
-        16, ge=1, description="Images that one UNet call works on, at most: as many as make it faster."
+        16, ge=1, description="Images that one UNet call works on, at most; fewer where that is faster."
     )
     deadline_seconds: float = Field(170, gt=0, description="How long a request may take, waiting included.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where the model runs.")

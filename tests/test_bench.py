@@ -30,9 +30,11 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for dtype in ("float32", "bfloat16"):
         converted(source, cache / f"full-size-{dtype}", dtype)
     flags = ["--quick", "--json", "--cache", str(cache), "--plot", str(cache / "plot.png")]
+    flags += ["--trace", str(cache / "trace.json")]
     result = CliRunner().invoke(app, ["bench", *flags])
     assert result.exit_code == 0, result.output
     assert (cache / "plot.png").stat().st_size > 1000
+    assert "aten::bmm" in (cache / "trace.json").read_text()
     found: dict[str, Any] = json.loads(result.stdout)
     return found
 
@@ -94,6 +96,14 @@ def test_a_contender_that_fails_says_why() -> None:
 def test_a_preset_that_does_not_exist_is_refused() -> None:
     result = CliRunner().invoke(app, ["bench", "--preset", "fastest"])
     assert "--preset must be one of exact, fast, draft; got 'fastest'" in str(result.exception)
+
+
+def test_throughput_is_counted_by_callers_at_once() -> None:
+    """What a GPU's table is made of, on sd-emoji."""
+    folder = checkpoint.find(checkpoint.SD_EMOJI).folder
+    counted = load.throughput(folder, "cpu", (1, 3), num_inference_steps=1, scheduler="DDIMScheduler")
+    assert counted.keys() == {"1", "3"}
+    assert all(rate > 0 for rate in counted.values())
 
 
 def test_many_callers_are_timed_on_the_real_server(tmp_path: Path) -> None:

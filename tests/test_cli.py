@@ -29,6 +29,7 @@ COMMANDS = {
     "serve": "Example: sd-mlflow serve model --port 5001",
     "generate": 'Example: sd-mlflow generate "a photograph of an astronaut riding a horse" --out x.png --seed 7',
     "batch": "Example: sd-mlflow batch prompts.csv --out pictures --num-inference-steps 20",
+    "bench": "Example: sd-mlflow bench --quick",
     "register": "Example: sd-mlflow register model --name stable-diffusion-v1-4",
     "traffic": "Example: sd-mlflow traffic my-pictures blue=90 green=10",
     "invoke": 'Example: sd-mlflow invoke my-pictures --prompt "a red fox in the snow" --seed 7 --out pictures',

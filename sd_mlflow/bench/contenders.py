@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from torch.profiler import ProfilerActivity, profile
 
 from sd_mlflow import features, pipeline
 from sd_mlflow.bench.work import CHECK, DECODE, STEPS, TEXT
@@ -80,6 +81,17 @@ def ours(folder: Path, device: torch.device) -> Stages:
         DECODE: lambda: loaded.vae.decode(latents[:1]).sample,
         CHECK: lambda: checker.apply(np.asarray(given.picture))[1].value,
     }
+
+
+def trace(folder: Path, device: torch.device, file: Path) -> None:
+    """Write where the time of one of our steps goes to `file`, for chrome://tracing or perfetto."""
+    step = ours(folder, device)["step"]
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    with torch.inference_mode():
+        step()
+        with profile(activities=activities) as recorded:
+            step()
+    recorded.export_chrome_trace(str(file))
 
 
 def openvino(folder: Path, cache: Path) -> Stages:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sd_mlflow.demo import free_port, post
+from sd_mlflow.model import TextToImage
+from sd_mlflow.parameters import ImageRequest
 from sd_mlflow.scoring.local import loopback, serving
+from sd_mlflow.settings import Settings
 
 _HEALTH_EVERY = 0.05
 
@@ -41,6 +46,20 @@ def concurrency(package: Path, clients: int, steps: int, log: Path) -> dict[str,
         "slowest_health_seconds": max(slowest_health),
         "short_over_remaining_of_long": short / remaining,
     }
+
+
+def throughput(folder: Path, device: str, callers: Sequence[int], **request: Any) -> dict[str, float]:
+    """Images a second of the checkpoint `folder` on `device`, by how many are asked for at once."""
+    settings = Settings(device=device, max_batch_size=64, deadline_seconds=3600)
+    with closing(TextToImage(folder, settings)) as model:
+
+        def draw(count: int) -> None:
+            requests = [ImageRequest("a photograph of a lion", seed, **request) for seed in range(count)]
+            for future in model.submit(requests):
+                future.result()
+
+        draw(max(callers))  # warm: the engine learns which batches pay
+        return {str(count): count / _seconds(partial(draw, count)) for count in callers}
 
 
 def _short_beside_long(draw: Callable[[int], None]) -> tuple[float, float]:

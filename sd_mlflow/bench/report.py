@@ -19,6 +19,8 @@ def tables(measured: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [machine, _whole(measured), _stages(measured)]
     if "presets" in measured:
         parts.append(_facts("Pictures of sd-emoji against exact", _quality(measured["presets"])))
+    if "images_per_second" in measured:
+        parts.append(_facts("Images a second, by callers at once", measured["images_per_second"]))
     if "concurrency" in measured:
         parts.append(_facts("Many callers, sd-emoji on Azure's inference server", measured["concurrency"]))
     return Group(*parts)

@@ -46,8 +46,8 @@ class Options:
 
 def measure(options: Options, say: Say) -> dict[str, Any]:
     """Roofs, stages and whole images of every contender, as one JSON-able object."""
-    exact = _checkpoint(options.cache, "float32", say)
-    narrow = _checkpoint(options.cache, "bfloat16", say)
+    exact = checkpoint(options.cache, "float32", say)
+    narrow = checkpoint(options.cache, "bfloat16", say)
     say("Measuring what this machine can do at best")
     roofs = {name: work.roof(getattr(torch, name), options.device) for name in ("float32", "bfloat16")}
     series, dtypes = _ask(options, exact, narrow, say)
@@ -62,7 +62,7 @@ def measure(options: Options, say: Say) -> dict[str, Any]:
     }
 
 
-def _checkpoint(cache: Path, dtype: DTypeName, say: Say) -> Path:
+def checkpoint(cache: Path, dtype: DTypeName, say: Say) -> Path:
     """The full-size checkpoint in `dtype`, built unless it is there."""
     folder = cache / f"full-size-{dtype}"
     if not folder.exists():

@@ -31,6 +31,10 @@ def bench(
         Optional[Path], typer.Option(help="Where the checkpoints are kept; 8 GB. ~/.cache/sd_mlflow if not given.")
     ] = None,
     plot: Annotated[Optional[Path], typer.Option(help="Also draw the whole images' ratios into this PNG.")] = None,
+    trace: Annotated[
+        Optional[Path],
+        typer.Option(help="Also write where a step's time goes, for chrome://tracing, into this file."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
 ) -> None:
     """Measure the full-size architecture, with random weights, against named peers in the same run.
@@ -46,13 +50,19 @@ def bench(
     wanted = list(dict.fromkeys(preset or PRESETS))
     with console.status("Loading") as status:
         from sd_mlflow import checkpoint, packaging, pipeline
-        from sd_mlflow.bench import load, quality, report, run
+        from sd_mlflow.bench import contenders, load, quality, report, run
 
         options = run.Options(
             cache or run.cache_folder(), wanted, 2 if quick else rounds, pipeline.choose_device(device)
         )
         options.cache.mkdir(parents=True, exist_ok=True)
         measured = run.measure(options, status.update)
+        full_size = run.checkpoint(options.cache, "bfloat16", status.update)
+        if options.device.type == "cuda":
+            status.update("Counting images a second")
+            measured["images_per_second"] = load.throughput(full_size, "cuda", (1, 4, 16, 64))
+        if trace:
+            contenders.trace(full_size, options.device, trace)
         status.update("Comparing the presets' pictures")
         measured["presets"] = quality.quality(wanted)
         if concurrency and not quick:
