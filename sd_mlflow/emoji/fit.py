@@ -46,7 +46,9 @@ def fit(
     """
     checkpoint, log = folder / f"{name}.pt", folder / f"{name}.jsonl"
     average = deepcopy(model).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
     start = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location="cpu")

@@ -102,9 +102,7 @@ class SceneComposer:
         self._paste(image, subject, x, y + (rim - container.height / 2) / SIZE - 0.06)
         self._paste(image, front, x, y)
 
-    def _icon(
-        self, rng: np.random.Generator, subject: str, style: str, least: float, most: float
-    ) -> Image.Image:
+    def _icon(self, rng: np.random.Generator, subject: str, style: str, least: float, most: float) -> Image.Image:
         """`subject` with an edge between shares `least` and `most` of the picture, mirrored or not."""
         edge = 2 * round(rng.uniform(least, most) * SIZE / 2)
         key = (subject, style, edge, bool(rng.random() < 0.5))
