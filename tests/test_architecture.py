@@ -56,7 +56,17 @@ ALLOWED = {
         "store",
         "tables",
     },
-    "emoji": {"errors", "manifest"},
+    "emoji": {
+        "checkpoint",
+        "engine",
+        "errors",
+        "images",
+        "manifest",
+        "parameters",
+        "pipeline",
+        "safety",
+        "settings",
+    },
 }
 
 

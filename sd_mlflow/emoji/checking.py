@@ -31,6 +31,8 @@ class Checker(nn.Module):
 
     #: Cosine over which a subject counts as shown.
     THRESHOLD = 0.3
+    #: Of every subject.
+    words: torch.Tensor
 
     def __init__(self, vocabulary: CLIPTokenizer) -> None:
         super().__init__()

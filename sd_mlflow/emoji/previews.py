@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from PIL import Image
+from torch import nn
 from transformers import CLIPTokenizer
 
 from sd_mlflow.emoji import networks
 from sd_mlflow.emoji.autoencoding import denormalized
-from sd_mlflow.emoji.denoising import Denoiser
 
 PROMPTS = (
     "a photograph of an astronaut riding a horse",
@@ -40,7 +40,7 @@ class Previews:
     vocabulary: CLIPTokenizer
     folder: Path
 
-    def __call__(self, denoiser: Denoiser, step: int) -> None:
+    def __call__(self, denoiser: nn.Module, step: int) -> None:
         """Write the sheet of `step`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         pictures = draw(denoiser, self.vae, self.vocabulary, PROMPTS)
@@ -53,7 +53,7 @@ class Previews:
 
 @torch.no_grad()
 def draw(
-    denoiser: Denoiser, vae: AutoencoderKL, vocabulary: CLIPTokenizer, prompts: Sequence[str]
+    denoiser: nn.Module, vae: AutoencoderKL, vocabulary: CLIPTokenizer, prompts: Sequence[str]
 ) -> torch.Tensor:
     """A picture of each of `prompts`, uint8 on the CPU, (n, 3, h, w): DDIM, few steps, low guidance."""
     device, count = vae.device, len(prompts)

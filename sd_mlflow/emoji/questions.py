@@ -45,6 +45,7 @@ def questions(quick: bool) -> list[Question]:
 
 def _descriptions(rng: np.random.Generator, kind: str, count: int) -> list[Description]:
     """`count` of a kind: every subject or pair once before any comes again."""
+    shown: list[tuple[str, tuple[str, ...]]]
     if kind == "single_subject":
         shown = [("alone", (subject,)) for subject in _dealt(rng, HARMLESS, count)]
     elif kind == "policy":

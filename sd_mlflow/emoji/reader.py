@@ -18,7 +18,7 @@ from sd_mlflow.emoji.captions import RELATIONS, Description
 from sd_mlflow.emoji.places import COLOURS, PLACES
 from sd_mlflow.emoji.subjects import STYLES, SUBJECTS
 
-FOLDER = Path(__file__).with_name("reader")
+FOLDER = Path(__file__).with_name("reader-weights")
 WEIGHTS, ACCURACY = "model.safetensors", "accuracy.json"
 #: What the heads tell apart.
 RELATION_NAMES, SETTINGS = tuple(RELATIONS), (None, *PLACES, *COLOURS)

@@ -55,7 +55,7 @@ def accuracy(reader: Reader, composer: SceneComposer) -> dict[str, float]:
 
 def train_reader(composer: SceneComposer, *, steps: int, batch: int, folder: Path, device: torch.device) -> Reader:
     """Train on scenes of its own, each seen once, softened and recoloured as a small model's pictures are."""
-    reader = Reader().to(device, memory_format=torch.channels_last)
+    reader = Reader().to(device)
 
     def loss(rng: np.random.Generator) -> torch.Tensor:
         first = int(rng.integers(2**40))
