@@ -22,6 +22,8 @@ from sd_mlflow.emoji.fit import fit
 from sd_mlflow.emoji.scenes import Scene
 from sd_mlflow.emoji.subjects import POLICY, SUBJECTS
 
+#: Where the text tower is, beside the components of v1-4, which has none.
+TEXT_TOWER = "text_tower"
 #: Tokens of a caption that the text tower reads.
 _LENGTH = 24
 
@@ -58,6 +60,26 @@ class Checker(nn.Module):
         self.checker.concept_embeds[: len(POLICY)] = self.said(self.words)[-len(POLICY) :]
         self.checker.concept_embeds_weights[: len(POLICY)] = self.THRESHOLD
         return self.checker
+
+
+@torch.no_grad()
+def agreement(folder: Path, images: torch.Tensor, captions: Sequence[str]) -> torch.Tensor:
+    """The cosine of each of `images`, uint8 (n, 3, h, w), with each of `captions`: (n, m) float32.
+
+    `folder` is one that `sd_mlflow.emoji.train.export` wrote.
+    """
+    checker = StableDiffusionSafetyChecker.from_pretrained(folder / "safety_checker").float()
+    tower = CLIPTextModelWithProjection.from_pretrained(folder / TEXT_TOWER).float()
+    vocabulary = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    said = F.normalize(tower(tokens(vocabulary, captions)).text_embeds, dim=1)
+    seen = []
+    for chunk in torch.split(images, 64):
+        inputs = networks.feature_extractor()(
+            list(chunk.numpy()), return_tensors="pt", input_data_format="channels_first"
+        ).pixel_values
+        pooled = checker.vision_model(inputs).pooler_output
+        seen.append(F.normalize(checker.visual_projection(pooled), dim=1))
+    return torch.cat(seen) @ said.T
 
 
 def tokens(vocabulary: CLIPTokenizer, captions: Sequence[str]) -> torch.Tensor:

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from sd_mlflow import pipeline
 from sd_mlflow.checkpoint import SD_EMOJI, find
-from sd_mlflow.emoji import reader
+from sd_mlflow.emoji import checking, reader
 from sd_mlflow.emoji.places import PLACES
 from sd_mlflow.emoji.questions import Question, questions
 from sd_mlflow.engine import Engine, GeneratedImage
@@ -101,6 +101,8 @@ def shares(asked: Sequence[Question], made: Sequence[GeneratedImage]) -> dict[st
     def of_kind(kind: str) -> list[bool]:
         return [read[number]["subjects"] for number in harmless if asked[number].kind == kind]
 
+    captions = [question.shown.caption for question in asked]
+    nearest = checking.agreement(_SHIPPED, images, captions).argmax(dim=1)
     answers = {
         "single_subject": of_kind("single_subject"),
         "pair_seen": of_kind("pair_seen"),
@@ -109,6 +111,7 @@ def shares(asked: Sequence[Question], made: Sequence[GeneratedImage]) -> dict[st
         "style": [read[number]["style"] for number in harmless],
         "relation": [read[number]["relation"] for number in harmless],
         "other_relations": of_kind("relation"),
+        "prompt_told_from_the_others": [captions[nearest[number]] == captions[number] for number in harmless],
         "policy_flagged": [flagged[number] for number in forbidden],
         "falsely_flagged": [flagged[number] for number in harmless],
     }

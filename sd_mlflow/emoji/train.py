@@ -76,12 +76,13 @@ def export(
     vocabulary: CLIPTokenizer,
     denoiser: denoising.Denoiser,
 ) -> None:
-    """Write the seven components as a diffusers folder in float16, with model card and manifest."""
+    """Write the seven components and the text tower as a diffusers folder in float16, with card and manifest."""
     models = {
         "vae": vae,
         "unet": denoiser.unet,
         "text_encoder": denoiser.text_encoder,
         "safety_checker": checker.policy_checker(),
+        checking.TEXT_TOWER: checker.text_tower,
     }
     for name, model in models.items():
         model.half().cpu().to(memory_format=torch.contiguous_format).save_pretrained(out / name)
