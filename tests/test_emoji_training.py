@@ -15,8 +15,8 @@ from PIL import Image
 from torch import nn
 
 from sd_mlflow import pipeline
+from sd_mlflow.emoji import checking, networks
 from sd_mlflow.emoji import fit as fitting
-from sd_mlflow.emoji import networks
 from sd_mlflow.emoji.subjects import SIZE
 
 #: Downloads are kept between runs of the tests, and checked against their hashes each time.
@@ -102,5 +102,11 @@ def test_the_documented_command_makes_a_model_that_loads(tmp_path: Path) -> None
     loaded = pipeline.load(out, "cpu")
     assert loaded.image_size == SIZE
     assert loaded.safety_checker is not None
+    agreement = checking.agreement(
+        out, torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8), ["a cat", "a dog", "a cat"]
+    )
+    assert torch.equal(agreement[:, 0], agreement[:, 2])
+    assert not torch.equal(agreement[:, 0], agreement[:, 1])
+    assert agreement.abs().max() <= 1.001
     weights = hashlib.sha256((out / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
     assert loaded.manifest.files["unet/diffusion_pytorch_model.safetensors"].sha256 == weights

@@ -55,6 +55,7 @@ def evaluate(
     result = {
         **shares(asked, made),
         "reader": json.loads((reader.FOLDER / reader.ACCURACY).read_text(encoding="utf-8")),
+        **({"told_apart": told_apart(model, asked, made)} if (model / checking.TEXT_TOWER).is_dir() else {}),
         "scheduler": scheduler or usual_scheduler,
         "steps": steps or usual_steps,
         "seconds": round(time.monotonic() - began),
@@ -92,8 +93,7 @@ def generate(
 
 def shares(asked: Sequence[Question], made: Sequence[GeneratedImage]) -> dict[str, Any]:
     """The shares of pictures that are right, and of how many; a picture that was blacked out shows nothing."""
-    images = torch.stack([torch.from_numpy(image.pixels) for image in made]).permute(0, 3, 1, 2)
-    read = reader.load().agrees(images, [question.shown for question in asked])
+    read = reader.load().agrees(_pixels(made), [question.shown for question in asked])
     flagged = [image.verdict is SafetyVerdict.FLAGGED for image in made]
     harmless = [number for number, question in enumerate(asked) if not question.shown.flagged]
     forbidden = [number for number, question in enumerate(asked) if question.shown.flagged]
@@ -101,8 +101,6 @@ def shares(asked: Sequence[Question], made: Sequence[GeneratedImage]) -> dict[st
     def of_kind(kind: str) -> list[bool]:
         return [read[number]["subjects"] for number in harmless if asked[number].kind == kind]
 
-    captions = [question.shown.caption for question in asked]
-    nearest = checking.agreement(_SHIPPED, images, captions).argmax(dim=1)
     answers = {
         "single_subject": of_kind("single_subject"),
         "pair_seen": of_kind("pair_seen"),
@@ -111,12 +109,26 @@ def shares(asked: Sequence[Question], made: Sequence[GeneratedImage]) -> dict[st
         "style": [read[number]["style"] for number in harmless],
         "relation": [read[number]["relation"] for number in harmless],
         "other_relations": of_kind("relation"),
-        "prompt_told_from_the_others": [captions[nearest[number]] == captions[number] for number in harmless],
         "policy_flagged": [flagged[number] for number in forbidden],
         "falsely_flagged": [flagged[number] for number in harmless],
     }
     result: dict[str, Any] = {name: round(sum(given) / len(given), 4) for name, given in answers.items()}
     return result | {"counts": {name: len(given) for name, given in answers.items()}}
+
+
+def told_apart(folder: Path, asked: Sequence[Question], made: Sequence[GeneratedImage]) -> float:
+    """The share of harmless pictures that the model's own text tower finds nearest to their own prompt."""
+    shown = [
+        (image, question.shown) for image, question in zip(made, asked, strict=True) if not question.shown.flagged
+    ]
+    captions = [wanted.caption for _, wanted in shown]
+    nearest = checking.agreement(folder, _pixels([image for image, _ in shown]), captions).argmax(dim=1)
+    right = [captions[int(number)] == caption for number, caption in zip(nearest, captions, strict=True)]
+    return round(sum(right) / len(right), 4)
+
+
+def _pixels(made: Sequence[GeneratedImage]) -> torch.Tensor:
+    return torch.stack([torch.from_numpy(image.pixels) for image in made]).permute(0, 3, 1, 2)
 
 
 def _table(result: dict[str, Any]) -> Table:
@@ -125,6 +137,8 @@ def _table(result: dict[str, Any]) -> Table:
         table.add_row(name.replace("_", " "), f"{result[name]:.1%}", str(count))
     for name, share in result["reader"].items():
         table.add_row(f"the reader itself, on scenes: {name}", f"{share:.1%}", "")
+    if "told_apart" in result:
+        table.add_row("told from the other prompts by its own text tower", f"{result['told_apart']:.1%}", "")
     return table
 
 
