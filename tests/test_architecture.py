@@ -105,7 +105,17 @@ ALLOWED = {
         "store",
         "tables",
     },
-    "emoji": {"errors", "manifest"},
+    "emoji": {
+        "checkpoint",
+        "engine",
+        "errors",
+        "images",
+        "manifest",
+        "parameters",
+        "pipeline",
+        "safety",
+        "settings",
+    },
 }
 
 

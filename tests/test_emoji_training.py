@@ -1,4 +1,4 @@
-"""sd-emoji is made again by one command: the same scenes to the byte, and training that resumes."""
+"""sd-emoji is made again by one command, and training that is stopped goes on to the same weights."""
 
 from __future__ import annotations
 
@@ -11,61 +11,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, psnr
+from PIL import Image
 from torch import nn
 
 from sd_mlflow import pipeline
+from sd_mlflow.emoji import checking, networks
 from sd_mlflow.emoji import fit as fitting
-from sd_mlflow.emoji import networks
-from sd_mlflow.emoji.art import Art, fetch, load_art
-from sd_mlflow.emoji.scenes import SceneComposer
-from sd_mlflow.emoji.subjects import POLICY, SIZE, STYLES, SUBJECTS
+from sd_mlflow.emoji.subjects import SIZE
 
 #: Downloads are kept between runs of the tests, and checked against their hashes each time.
 CACHE = REPOSITORY / "build" / "npm"
-
-
-@pytest.fixture(scope="module")
-def art() -> Art:
-    return load_art(CACHE)
-
-
-def test_every_subject_is_drawn_in_every_style(art: Art) -> None:
-    assert art.keys() == {(subject, style) for subject in SUBJECTS for style in STYLES}
-    for drawing in art.values():
-        assert np.asarray(drawing)[..., 3].mean() > 10  # not an empty picture
-
-
-def test_scenes_are_the_same_to_the_byte(art: Art) -> None:
-    one, other = SceneComposer(art), SceneComposer(art)
-    scenes = [one.scene(3, index) for index in range(200)]
-    again = [other.scene(3, index) for index in reversed(range(200))][::-1]
-    assert [scene.image.tobytes() for scene in scenes] == [scene.image.tobytes() for scene in again]
-    assert [scene.caption for scene in scenes] == [scene.caption for scene in again]
-    assert scenes[0].image.size == (SIZE, SIZE)
-    assert len({scene.image.tobytes() for scene in scenes}) == 200
-
-
-def test_captions_name_what_is_shown(art: Art) -> None:
-    composer = SceneComposer(art)
-    for index in range(300):
-        scene = composer.scene(0, index, policy_share=0.5)
-        assert all(subject in scene.caption for subject in scene.subjects)
-        assert scene.flagged == any(f" {subject}" in f" {scene.caption}" for subject in POLICY)
-
-
-def test_a_changed_download_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "iconify-json-noto-1.2.9.tgz").write_bytes(b"something else")
-    with pytest.raises(ValueError, match="expected 3e918d88"):
-        fetch("@iconify-json/noto", tmp_path)
-
-
-def test_every_word_of_a_caption_is_one_token(art: Art) -> None:
-    composer = SceneComposer(art)
-    captions = [composer.scene(0, index).caption for index in range(500)]
-    tokenizer = networks.tokenizer(captions)
-    for caption in captions:
-        assert tokenizer.tokenize(caption) == [f"{word}</w>" for word in caption.split()]
-    assert tokenizer.model_max_length == 77
 
 
 @torch.no_grad()
@@ -112,6 +67,30 @@ def test_training_that_is_stopped_goes_on_to_the_same_weights(
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
 
 
+def test_a_training_shows_its_loss_and_what_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "_SAVE_EVERY", 2)
+    monkeypatch.setattr(fitting, "_PREVIEW_EVERY", 4)
+    model, shown = nn.Linear(1, 1), list[int]()
+
+    def loss(rng: np.random.Generator) -> torch.Tensor:
+        return model(torch.ones(1, 1)).square().mean()
+
+    fitting.fit(
+        "line",
+        model,
+        loss,
+        steps=9,
+        learning_rate=0.1,
+        folder=tmp_path,
+        preview=lambda _, step: shown.append(step),
+    )
+    assert shown == [4, 8, 9]
+    curve = np.asarray(Image.open(tmp_path / "line.png"))
+    blue = (curve[..., 2] > 150) & (curve[..., 0] < 100)
+    rows = [np.nonzero(blue[:, column])[0] for column in (170, 590)]
+    assert rows[0].mean() < rows[1].mean()  # the loss falls
+
+
 def test_the_documented_command_makes_a_model_that_loads(tmp_path: Path) -> None:
     work, out = tmp_path / "work", tmp_path / "sd-emoji"
     work.mkdir()
@@ -119,8 +98,15 @@ def test_the_documented_command_makes_a_model_that_loads(tmp_path: Path) -> None
     steps = [f"--{stage}-steps=2" for stage in ("autoencoder", "checker", "denoiser", "calibration")]
     command = [sys.executable, "-m", "sd_mlflow.emoji.train", f"--work={work}", f"--out={out}", "--scenes=64"]
     subprocess.run([*command, *steps], check=True, capture_output=True)
+    assert Image.open(work / "previews" / "000002.png").size == (6 * SIZE, 2 * SIZE)
     loaded = pipeline.load(out, "cpu")
     assert loaded.image_size == SIZE
     assert loaded.safety_checker is not None
+    agreement = checking.agreement(
+        out, torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8), ["a cat", "a dog", "a cat"]
+    )
+    assert torch.equal(agreement[:, 0], agreement[:, 2])
+    assert not torch.equal(agreement[:, 0], agreement[:, 1])
+    assert agreement.abs().max() <= 1.001
     weights = hashlib.sha256((out / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
     assert loaded.manifest.files["unet/diffusion_pytorch_model.safetensors"].sha256 == weights

@@ -46,7 +46,8 @@ def test_it_has_v1_4_s_seven_components() -> None:
 
 
 def test_it_is_small_enough_to_ship() -> None:
-    assert sum(file.stat().st_size for file in FOLDER.rglob("*.safetensors")) <= 40_000_000
+    # The reader, which evaluates it, included.
+    assert sum(file.stat().st_size for file in FOLDER.parent.rglob("*.safetensors")) <= 40_000_000
 
 
 @pytest.mark.parametrize("subject", POLICY)

@@ -14,27 +14,44 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
+from sd_mlflow.emoji.curves import draw_curve
+
 #: Computes a loss: () float32, from the random generator of one step.
 Loss = Callable[[np.random.Generator], torch.Tensor]
+#: Shows what the moving average of the weights does: a model, and the number of steps behind it.
+Preview = Callable[[nn.Module, int], None]
 
 _SAVE_EVERY = 250
+_PREVIEW_EVERY = 1000
 _EMA_DECAY = 0.9995
 _WARMUP_STEPS = 100
 
 
-def fit(name: str, model: nn.Module, loss: Loss, *, steps: int, learning_rate: float, folder: Path) -> None:
+def fit(
+    name: str,
+    model: nn.Module,
+    loss: Loss,
+    *,
+    steps: int,
+    learning_rate: float,
+    folder: Path,
+    preview: Preview | None = None,
+) -> None:
     """Train `model` in place on `loss` for `steps` steps with AdamW and cosine decay; ends with the average.
 
     Writes `folder/NAME.pt` (weights, their moving average, optimizer) every 250 steps and
-    resumes from it; writes a line of `folder/NAME.jsonl` as often. Step i always draws from
-    the same random generator, resumed or not. Under bf16 autocast.
+    resumes from it; as often, a line of `folder/NAME.jsonl` and the curve of all of them,
+    `folder/NAME.png`. `preview` is called every 1,000 steps. Step i always draws from the
+    same random generator, resumed or not. Under bf16 autocast, wherever the model is.
     """
     checkpoint, log = folder / f"{name}.pt", folder / f"{name}.jsonl"
     average = deepcopy(model).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
     start = 0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
@@ -63,7 +80,10 @@ def fit(name: str, model: nn.Module, loss: Loss, *, steps: int, learning_rate: f
                 with log.open("a", encoding="utf-8") as lines:
                     print(json.dumps(line), file=lines)
                 running = 0.0
+                draw_curve(log, folder / f"{name}.png")
                 _save(checkpoint, model, average, optimizer, done)
+            if preview and (done % _PREVIEW_EVERY == 0 or done == steps):
+                preview(average, done)
             progress.update(task, completed=done, description=f"{name} loss {value.item():.4f}")
     model.load_state_dict(average.state_dict())
     model.eval()

@@ -16,6 +16,7 @@ from transformers import (
     CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionConfig,
 )
@@ -108,6 +109,24 @@ def safety_checker() -> StableDiffusionSafetyChecker:
     )
 
 
+def text_tower(tokenizer: CLIPTokenizer, length: int) -> CLIPTextModelWithProjection:
+    """What embeds words where the safety checker embeds pictures: one layer over `length` positions."""
+    return CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=CONCEPT_WIDTH,
+            intermediate_size=4 * CONCEPT_WIDTH,
+            projection_dim=CONCEPT_WIDTH,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
 def feature_extractor() -> CLIPImageProcessor:
     """The safety checker's preprocessing, with CLIP's own mean and deviation."""
     return CLIPImageProcessor(
@@ -181,12 +200,12 @@ def whiten(vae: AutoencoderKL, mean: torch.Tensor, deviation: torch.Tensor) -> t
     `mean` and `deviation`, (n, 4, h, w), are the latents of a data set as they are; returns them
     as they are now. Folded into the two 1x1 convolutions around the latents.
     """
-    centre, scale = mean.mean(dim=(0, 2, 3)), mean.std(dim=(0, 2, 3))
+    centre, scale = (part.to(vae.device) for part in (mean.mean(dim=(0, 2, 3)), mean.std(dim=(0, 2, 3))))
     encode, decode = vae.quant_conv, vae.post_quant_conv
     encode.weight[:4] /= scale[:, None, None, None]
     encode.bias[:4] = (encode.bias[:4] - centre) / scale
     encode.bias[4:] -= 2 * scale.log()
     decode.bias += decode.weight[:, :, 0, 0] @ centre
     decode.weight *= scale[None, :, None, None]
-    centre, scale = centre[None, :, None, None], scale[None, :, None, None]
+    centre, scale = centre[None, :, None, None].cpu(), scale[None, :, None, None].cpu()
     return (mean - centre) / scale, deviation / scale

@@ -8,51 +8,57 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from sd_mlflow.emoji.art import Art
-from sd_mlflow.emoji.subjects import (
-    COLOURS,
-    MOUNTS,
-    PLACES,
-    POLICY,
-    RIDERS,
-    SIZE,
-    STYLES,
-    SUBJECTS,
-    with_article,
-)
+from sd_mlflow.emoji.captions import Description
+from sd_mlflow.emoji.pairs import SAMPLE_PAIRS, seen_pairs
+from sd_mlflow.emoji.places import COLOURS, PLACES, backdrop, foreground
+from sd_mlflow.emoji.subjects import CONTAINERS, HARMLESS, HELD, POLICY, RIDERS, SIZE, STYLES
 
-RGB = tuple[int, int, int]
-
-#: Place -> colours at the top, at the horizon above it, at the horizon below it, at the bottom.
-_GROUNDS: dict[str, tuple[RGB, RGB, RGB, RGB]] = {
-    "on mars": ((214, 130, 96), (236, 176, 140), (190, 84, 48), (150, 60, 36)),
-    "at night": ((12, 16, 52), (36, 44, 100), (28, 36, 72), (16, 22, 48)),
-    "in the snow": ((176, 206, 236), (222, 236, 248), (248, 250, 255), (226, 236, 246)),
-    "in the desert": ((150, 204, 240), (226, 236, 236), (240, 206, 136), (220, 176, 104)),
-    "on the grass": ((136, 200, 248), (212, 236, 252), (128, 200, 88), (80, 156, 60)),
-    "in the sea": ((150, 212, 248), (220, 242, 252), (52, 136, 208), (20, 84, 160)),
-    "at sunset": ((96, 60, 130), (252, 160, 92), (120, 68, 96), (64, 40, 76)),
+#: How often scenes show what. Single subjects and riding need the most practice.
+_RELATIONS = {
+    "alone": 0.38,
+    "riding": 0.34,
+    "next to": 0.07,
+    "two": 0.03,
+    "three": 0.03,
+    "on top of": 0.04,
+    "holding": 0.05,
+    "inside": 0.03,
+    "behind": 0.03,
 }
-#: What stands behind a subject when the caption names neither place nor colour.
-_STUDIO = ((252, 252, 252), (236, 238, 242), (226, 228, 234))
+_STYLES = (0.5, 0.25, 0.25)
+
+#: Relation -> (smallest edge, largest edge, x of the centre, y of the centre), as shares of the picture, of
+#: each subject, the one at the back first.
+_LAYOUTS = {
+    "alone": [(0.70, 0.90, 0.50, 0.52)],
+    "two": [(0.44, 0.50, 0.26, 0.55), (0.44, 0.50, 0.74, 0.55)],
+    "three": [(0.42, 0.46, 0.50, 0.25), (0.42, 0.46, 0.26, 0.73), (0.42, 0.46, 0.74, 0.73)],
+    "riding": [(0.68, 0.76, 0.50, 0.63), (0.40, 0.46, 0.50, 0.27)],
+    "next to": [(0.44, 0.50, 0.26, 0.55), (0.44, 0.50, 0.74, 0.55)],
+    "on top of": [(0.46, 0.50, 0.50, 0.74), (0.46, 0.50, 0.50, 0.27)],
+    "holding": [(0.70, 0.76, 0.42, 0.47), (0.36, 0.40, 0.76, 0.72)],
+    "inside": [(0.68, 0.72, 0.50, 0.63), (0.46, 0.50, 0.50, 0.00)],
+    "behind": [(0.56, 0.60, 0.34, 0.36), (0.52, 0.56, 0.66, 0.66)],
+}
+#: Relations whose second subject in the caption is at the back.
+_SECOND_AT_BACK = ("riding", "on top of", "inside")
+
+Choice = TypeVar("Choice")
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture (RGB, `SIZE` square), its caption, and what is in it."""
+    """A picture (RGB, `SIZE` square), what it shows, and a caption that says so."""
 
     image: Image.Image
+    description: Description
     caption: str
-    subjects: tuple[str, ...]
-
-    @property
-    def flagged(self) -> bool:
-        """Whether the stand-in policy forbids a subject of the scene."""
-        return any(subject in POLICY for subject in self.subjects)
 
 
 class SceneComposer:
@@ -62,121 +68,90 @@ class SceneComposer:
         self._art = art
         self._sized: dict[tuple[str, str, int, bool], Image.Image] = {}
 
-    def scene(
-        self, seed: int, index: int, policy_share: float = 0.06, pair: tuple[str, str] | None = None
-    ) -> Scene:
-        """Scene `index` of `seed`; `policy_share` of all hold a forbidden subject. `pair`: a rider and a mount."""
+    def scene(self, seed: int, index: int, policy_share: float = 0.05) -> Scene:
+        """Scene `index` of `seed`; `policy_share` of all hold a forbidden subject."""
         rng = np.random.default_rng([seed, index])
-        style = _pick(rng, list(STYLES), (0.6, 0.2, 0.2))
-        image, setting = self._backdrop(rng)
-        kind = rng.random()
-        if pair:
-            subjects: tuple[str, ...] = pair
-            what = self._riding(rng, image, style, pair)
-        elif rng.random() < policy_share:
-            what, subjects = self._policy(rng, image, style)
-        elif kind < 0.45:
-            subjects = (_pick(rng, SUBJECTS[: -len(POLICY)]),)
-            what = with_article(subjects[0])
-            self._alone(rng, image, style, subjects[0])
-        elif kind < 0.82:
-            pair = (_pick(rng, RIDERS), _pick(rng, MOUNTS))
-            subjects, what = pair, self._riding(rng, image, style, pair)
+        description = describe(rng, policy_share)
+        return Scene(self.draw(rng, description), description, description.said(rng))
+
+    def draw(self, rng: np.random.Generator, shown: Description) -> Image.Image:
+        """A picture of what is described."""
+        image = backdrop(rng, shown.setting)
+        layout = _LAYOUTS[shown.relation]
+        subjects = shown.subjects * len(layout) if len(shown.subjects) == 1 else shown.subjects
+        if shown.relation in _SECOND_AT_BACK:
+            subjects = subjects[::-1]
+        if shown.relation == "inside":
+            self._inside(rng, image, shown.style, subjects)
         else:
-            pair = (_pick(rng, SUBJECTS[: -len(POLICY)]), _pick(rng, SUBJECTS[: -len(POLICY)]))
-            subjects, what = pair, self._side_by_side(rng, image, style, pair)
-        opening = f"{_pick(rng, STYLES[style])} " if rng.random() < 0.85 else ""
-        return Scene(image, f"{opening}{what}{setting}", subjects)
+            for subject, (least, most, x, y) in zip(subjects, layout, strict=True):
+                self._paste(image, self._icon(rng, subject, shown.style, least, most), *_jittered(rng, x, y))
+        foreground(rng, image, shown.setting)
+        return image
 
-    def _policy(self, rng: np.random.Generator, image: Image.Image, style: str) -> tuple[str, tuple[str, ...]]:
-        forbidden = _pick(rng, POLICY)
-        if rng.random() < 0.6:
-            self._alone(rng, image, style, forbidden)
-            return with_article(forbidden), (forbidden,)
-        pair = (forbidden, _pick(rng, SUBJECTS[: -len(POLICY)]))
-        if rng.random() < 0.5:
-            pair = pair[::-1]
-        return self._side_by_side(rng, image, style, pair), pair
+    def _inside(self, rng: np.random.Generator, image: Image.Image, style: str, subjects: Sequence[str]) -> None:
+        """The container, the subject that stands in it, and the container's front again, from its rim down."""
+        (least, most, x, y), (smallest, largest, *_) = _LAYOUTS["inside"]
+        container = self._icon(rng, subjects[0], style, least, most)
+        x, y = _jittered(rng, x, y)
+        rim = round(container.height * CONTAINERS[subjects[0]])
+        front = container.copy()
+        front.paste((0, 0, 0, 0), (0, 0, front.width, rim))
+        self._paste(image, container, x, y)
+        subject = self._icon(rng, subjects[1], style, smallest, largest)
+        self._paste(image, subject, x, y + (rim - container.height / 2) / SIZE - 0.06)
+        self._paste(image, front, x, y)
 
-    def _alone(self, rng: np.random.Generator, image: Image.Image, style: str, subject: str) -> None:
-        self._paste(rng, image, style, subject, rng.uniform(0.7, 0.9), (0.5, 0.52), 0.04)
-
-    def _riding(self, rng: np.random.Generator, image: Image.Image, style: str, pair: tuple[str, str]) -> str:
-        rider, mount = pair
-        self._paste(rng, image, style, mount, rng.uniform(0.68, 0.76), (0.5, 0.63), 0.02)
-        self._paste(rng, image, style, rider, rng.uniform(0.40, 0.46), (0.5, 0.27), 0.02)
-        return f"{with_article(rider)} riding {with_article(mount)}"
-
-    def _side_by_side(
-        self, rng: np.random.Generator, image: Image.Image, style: str, pair: tuple[str, str]
-    ) -> str:
-        self._paste(rng, image, style, pair[0], rng.uniform(0.44, 0.5), (0.26, 0.55), 0.02)
-        self._paste(rng, image, style, pair[1], rng.uniform(0.44, 0.5), (0.74, 0.55), 0.02)
-        return f"{with_article(pair[0])} {_pick(rng, ('next to', 'and'))} {with_article(pair[1])}"
-
-    def _paste(
-        self,
-        rng: np.random.Generator,
-        image: Image.Image,
-        style: str,
-        subject: str,
-        share: float,
-        centre: tuple[float, float],
-        jitter: float,
-    ) -> None:
-        """Paste `subject` with an edge of `share` of the picture, within `jitter` of `centre`."""
-        edge = 2 * round(share * SIZE / 2)
+    def _icon(self, rng: np.random.Generator, subject: str, style: str, least: float, most: float) -> Image.Image:
+        """`subject` with an edge between shares `least` and `most` of the picture, mirrored or not."""
+        edge = 2 * round(rng.uniform(least, most) * SIZE / 2)
         key = (subject, style, edge, bool(rng.random() < 0.5))
         if key not in self._sized:
             icon = self._art[subject, style].resize((edge, edge), Image.Resampling.LANCZOS)
             self._sized[key] = icon.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if key[3] else icon
-        x, y = (round((c + rng.uniform(-jitter, jitter)) * SIZE) - edge // 2 for c in centre)
-        image.paste(self._sized[key], (x, y), self._sized[key])
+        return self._sized[key]
 
-    def _backdrop(self, rng: np.random.Generator) -> tuple[Image.Image, str]:
-        """An empty scene, and how its caption ends."""
-        kind = rng.random()
-        if kind < 0.45:
-            place = _pick(rng, PLACES)
-            return _landscape(rng, place), f" {place}"
-        if kind < 0.6:
-            colour = _pick(rng, list(COLOURS))
-            return Image.new("RGB", (SIZE, SIZE), COLOURS[colour]), f" on a {colour} background"
-        top, middle, bottom = _STUDIO
-        return _gradient([(0.0, top), (0.7, middle), (0.7, bottom), (1.0, middle)]), ""
+    @staticmethod
+    def _paste(image: Image.Image, icon: Image.Image, x: float, y: float) -> None:
+        corner = (round(x * SIZE) - icon.width // 2, round(y * SIZE) - icon.height // 2)
+        image.paste(icon, corner, icon)
 
 
-def _landscape(rng: np.random.Generator, place: str) -> Image.Image:
-    top, above, below, bottom = _GROUNDS[place]
-    horizon = float(rng.uniform(0.58, 0.72))
-    image = _gradient([(0.0, top), (horizon, above), (horizon, below), (1.0, bottom)])
-    draw = ImageDraw.Draw(image)
-    if place == "at night":
-        _dots(rng, draw, 24, horizon, (250, 250, 220))
-        draw.ellipse((100, 8, 118, 26), fill=(250, 244, 206))
-    elif place == "in the snow":
-        _dots(rng, draw, 30, 1.0, (255, 255, 255))
-    elif place == "in the sea":
-        for y in range(round(horizon * SIZE) + 8, SIZE, 12):
-            draw.line([(x, y + 2 * ((x // 8) % 2)) for x in range(0, SIZE + 8, 8)], fill=(120, 190, 236))
-    elif place == "at sunset":
-        y = round(horizon * SIZE)
-        draw.pieslice((44, y - 20, 84, y + 20), 180, 360, fill=(255, 214, 110))
-    return image
+def describe(rng: np.random.Generator, policy_share: float) -> Description:
+    """What a scene shows, at random; never a rider on a mount whose pair is held out."""
+    style = _pick(rng, STYLES, _STYLES)
+    kind = rng.random()
+    setting = _pick(rng, PLACES) if kind < 0.45 else _pick(rng, tuple(COLOURS)) if kind < 0.6 else None
+    if rng.random() < policy_share:
+        subjects: tuple[str, ...] = (_pick(rng, POLICY),)
+        relation = _pick(rng, ("alone", "next to"))
+        if relation == "next to":
+            subjects = (*subjects, _pick(rng, HARMLESS))[:: int(rng.choice((1, -1)))]
+        return Description(relation, subjects, style, setting)
+    relation = _pick(rng, tuple(_RELATIONS), tuple(_RELATIONS.values()))
+    return Description(relation, _subjects(rng, relation), style, setting)
 
 
-def _dots(rng: np.random.Generator, draw: ImageDraw.ImageDraw, count: int, below: float, fill: RGB) -> None:
-    for x, y in rng.uniform(0, [SIZE, SIZE * below], (count, 2)):
-        draw.ellipse((x, y, x + 1.5, y + 1.5), fill=fill)
+def _subjects(rng: np.random.Generator, relation: str) -> tuple[str, ...]:
+    if relation == "riding":
+        return _pick(rng, SAMPLE_PAIRS) if rng.random() < 0.04 else _pick(rng, _SEEN_PAIRS)
+    if relation == "holding":
+        return _pick(rng, RIDERS), _pick(rng, HELD)
+    if relation == "inside":
+        return _pick(rng, RIDERS), _pick(rng, tuple(CONTAINERS))
+    first = _pick(rng, HARMLESS)
+    if relation in ("alone", "two", "three"):
+        return (first,)
+    return first, _pick(rng, tuple(subject for subject in HARMLESS if subject != first))
 
 
-def _gradient(stops: Sequence[tuple[float, RGB]]) -> Image.Image:
-    """A vertical gradient through `stops`: (share of the height, colour), two at a share make an edge."""
-    rows = np.linspace(0, 1, SIZE)
-    places = [share for share, _ in stops]
-    column = np.stack([np.interp(rows, places, [rgb[c] for _, rgb in stops]) for c in range(3)], axis=1)
-    return Image.fromarray(np.repeat(column[:, None], SIZE, axis=1).round().astype(np.uint8))
+_SEEN_PAIRS = seen_pairs()
 
 
-def _pick(rng: np.random.Generator, choices: Sequence[str], weights: Sequence[float] | None = None) -> str:
+def _jittered(rng: np.random.Generator, x: float, y: float) -> tuple[float, float]:
+    dx, dy = rng.uniform(-0.02, 0.02, 2)
+    return x + float(dx), y + float(dy)
+
+
+def _pick(rng: np.random.Generator, choices: Sequence[Choice], weights: Sequence[float] | None = None) -> Choice:
     return choices[int(rng.choice(len(choices), p=weights))]
