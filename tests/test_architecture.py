@@ -110,6 +110,7 @@ ALLOWED = {
         "engine",
         "errors",
         "images",
+        "jobs",
         "manifest",
         "parameters",
         "pipeline",

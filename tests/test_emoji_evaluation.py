@@ -20,8 +20,8 @@ from sd_mlflow.emoji.pairs import held_out_pairs
 from sd_mlflow.emoji.places import PLACES
 from sd_mlflow.emoji.questions import FULL, questions
 from sd_mlflow.emoji.scenes import Scene, SceneComposer
-from sd_mlflow.engine import GeneratedImage
 from sd_mlflow.errors import IntegrityError
+from sd_mlflow.jobs import GeneratedImage
 from sd_mlflow.parameters import ImageRequest
 from sd_mlflow.safety import SafetyVerdict
 

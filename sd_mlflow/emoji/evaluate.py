@@ -24,10 +24,11 @@ from sd_mlflow.checkpoint import SD_EMOJI, find
 from sd_mlflow.emoji import checking, reader
 from sd_mlflow.emoji.places import PLACES
 from sd_mlflow.emoji.questions import Question, questions
-from sd_mlflow.engine import Engine, GeneratedImage
+from sd_mlflow.engine import Engine
 from sd_mlflow.images import contact_sheet
+from sd_mlflow.jobs import GeneratedImage
 from sd_mlflow.parameters import ImageRequest
-from sd_mlflow.safety import SafetyChecker, SafetyVerdict
+from sd_mlflow.safety import SafetyVerdict
 from sd_mlflow.settings import Settings
 
 _SHIPPED = find(SD_EMOJI).folder
@@ -73,9 +74,8 @@ def generate(
     folder: Path, asked: Sequence[Question], scheduler: str, steps: int, *, silent: bool
 ) -> list[GeneratedImage]:
     """A picture for each question. Raises as `sd_mlflow.pipeline.load` does."""
-    loaded = pipeline.load(folder)
-    safety = SafetyChecker(loaded.safety_checker, loaded.feature_extractor)
-    engine = Engine(loaded, safety, Settings(max_batch_size=_TOGETHER, deadline_seconds=3600))
+    settings = Settings(max_batch_size=_TOGETHER, deadline_seconds=3600)
+    engine = Engine(lambda dtype: pipeline.load(folder, dtype=dtype), settings)
     requests = [
         ImageRequest(question.shown.caption, question.seed, num_inference_steps=steps, scheduler=scheduler)
         for question in asked
