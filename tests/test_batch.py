@@ -164,3 +164,9 @@ def test_a_full_disk_stops_the_run_with_nothing_half_written(emoji_package: Path
             Image.open(path).load()
     finally:
         subprocess.run(["umount", str(out)], check=True)
+
+
+def test_a_folder_without_a_package_is_named(tmp_path: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        run(tmp_path, tmp_path / "out", [])
+    assert f"{tmp_path} holds no MLmodel: it must be a package" in refused.value.stderr

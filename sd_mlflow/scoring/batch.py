@@ -23,11 +23,14 @@ def init() -> None:
     """Load the package; raises `PackageError` if it is not whole."""
     global _model
     root = Path(os.environ["AZUREML_MODEL_DIR"])
-    package = next(path.parent for pattern in ("MLmodel", "*/MLmodel") for path in sorted(root.glob(pattern)))
+    # Azure mounts the registered folder here, or one folder further down.
+    packages = [path.parent for pattern in ("MLmodel", "*/MLmodel") for path in sorted(root.glob(pattern))]
+    if not packages:
+        raise FileNotFoundError(f"{root} holds no MLmodel: it must be a package made by `sd-mlflow package`")
     # Alone in its call and never late: then an image is the same to the byte whatever else is in work.
     os.environ.setdefault("SD_MLFLOW_MAX_BATCH_SIZE", "1")
     os.environ.setdefault("SD_MLFLOW_DEADLINE_SECONDS", "86400")
-    _model = mlflow.pyfunc.load_model(str(package)).unwrap_python_model().text_to_image
+    _model = mlflow.pyfunc.load_model(str(packages[0])).unwrap_python_model().text_to_image
 
 
 def run(mini_batch: list[str]) -> list[str]:
