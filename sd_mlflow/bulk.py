@@ -24,7 +24,7 @@ from weakref import WeakValueDictionary
 from sd_mlflow import contract, tables
 from sd_mlflow.contract import GenerationRequest
 from sd_mlflow.errors import InvalidParameter, InvalidRequest, RequestError, SDMLflowError
-from sd_mlflow.jobs import GeneratedImage
+from sd_mlflow.jobs import Caller, GeneratedImage
 from sd_mlflow.model import TextToImage
 from sd_mlflow.parameters import ImageRequest
 from sd_mlflow.store import TEMPORARY
@@ -86,6 +86,8 @@ class Scorer:
         self._store = store
         self._parameters = parameters
         self._resume = resume
+        # One caller for all rows: image after image, so that a stop loses little that was begun.
+        self._caller = Caller()
         #: Images of the rows in work, by path: rows alike share them.
         self._making: WeakValueDictionary[str, Future[GeneratedImage]] = WeakValueDictionary()
 
@@ -117,7 +119,7 @@ class Scorer:
             flags = {path: flag for path in planned if self._resume and (flag := self._store.flag_of(path))}
             futures = {path: self._making[path] for path in planned if path not in flags and path in self._making}
             missing = [path for path in planned if path not in flags and path not in futures]
-            made = zip(missing, self._model.submit([planned[path] for path in missing]), strict=True)
+            made = zip(missing, self._model.submit([planned[path] for path in missing], self._caller), strict=True)
             futures |= made
             self._making.update(futures)
         except RequestError as error:

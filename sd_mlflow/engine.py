@@ -66,7 +66,7 @@ class Engine:
 
     def generate(self, requests: Sequence[ImageRequest], watcher: Watcher | None = None) -> list[GeneratedImage]:
         """The images of `requests`, in order. Raises as `submit` does, or what befell the first that failed."""
-        futures = self.submit(requests, watcher)
+        futures = self.submit(requests, Caller(watcher))
         try:
             # The owner keeps the deadline between steps; a step that hangs must not hang the caller.
             return [future.result(self._settings.deadline_seconds + 30) for future in futures]
@@ -77,10 +77,11 @@ class Engine:
                 future.cancel()
 
     def submit(
-        self, requests: Sequence[ImageRequest], watcher: Watcher | None = None
+        self, requests: Sequence[ImageRequest], caller: Caller | None = None
     ) -> list[Future[GeneratedImage]]:
         """Queue `requests`, all or none; cancelling a future stops its image at the next step.
 
+        `caller`: whose they are, if there are more of the same; else a caller of their own.
         Raises `LimitExceeded` (too long, too large, more than the queue holds), `InvalidParameter` (a solver
         that cannot do so many steps), `QueueFull`, or `NotReady` once closed.
         """
@@ -90,7 +91,7 @@ class Engine:
         deadline = time.monotonic() + self._settings.deadline_seconds
         for request in requests:
             self._check(request)
-        caller = Caller(0.0, watcher)
+        caller = caller or Caller()
         jobs = [Job(request, self._denoiser, caller, deadline) for request in requests]
         with self._changed:
             if self._closed:
@@ -102,7 +103,7 @@ class Engine:
                     retry_after=min(60, 1 + waiting),
                 )
             # Level with whoever waits: neither ahead of those long in work, nor behind them.
-            caller.served = min((job.caller.served for job in self._jobs), default=0.0)
+            caller.served = max(caller.served, min((job.caller.served for job in self._jobs), default=0.0))
             self._jobs.extend(jobs)
             self._changed.notify()
         return [job.future for job in jobs]

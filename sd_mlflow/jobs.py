@@ -23,10 +23,11 @@ class GeneratedImage:
 
 @dataclass
 class Caller:
-    """Whose images are in work: how much was done for it, in UNet rows times latents, and who watches."""
+    """Whose images are in work: callers take turns, the images of one caller are made in their order."""
 
-    served: float
-    watcher: Watcher | None
+    watcher: Watcher | None = None
+    #: How much was done for it, in UNet rows times latents.
+    served: float = 0.0
 
 
 class Job:

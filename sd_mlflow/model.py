@@ -24,7 +24,7 @@ from sd_mlflow import contract, images, pipeline
 from sd_mlflow.engine import Engine
 from sd_mlflow.errors import GenerationFailed, RequestError
 from sd_mlflow.forms import read_rows
-from sd_mlflow.jobs import GeneratedImage
+from sd_mlflow.jobs import Caller, GeneratedImage
 from sd_mlflow.parameters import ImageRequest
 from sd_mlflow.progress import Watcher
 from sd_mlflow.settings import Settings
@@ -80,9 +80,11 @@ class TextToImage:
         """The request that `rows` make, within this model's limits. Raises `RequestError`."""
         return contract.parse(rows, parameters, self.settings)
 
-    def submit(self, requests: Sequence[ImageRequest]) -> list[Future[GeneratedImage]]:
-        """Start on images without waiting for them. Raises `RequestError`."""
-        return self._engine.submit(requests)
+    def submit(
+        self, requests: Sequence[ImageRequest], caller: Caller | None = None
+    ) -> list[Future[GeneratedImage]]:
+        """Start on images without waiting for them; see `Engine.submit`. Raises `RequestError`."""
+        return self._engine.submit(requests, caller)
 
     def encode(self, image: GeneratedImage, request: contract.GenerationRequest) -> bytes:
         """The file that `image` becomes, carrying how it was made and its flag."""

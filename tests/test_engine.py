@@ -28,6 +28,7 @@ from sd_mlflow.errors import (
     QueueFull,
     SafetyUnavailable,
 )
+from sd_mlflow.jobs import Caller
 from sd_mlflow.parameters import ImageRequest
 from sd_mlflow.pipeline import Pipeline
 from sd_mlflow.progress import StepProgress
@@ -204,7 +205,7 @@ def test_images_that_join_leave_and_are_cancelled_disturb_no_other(engine: Engin
     requests = [HORSE, *OTHERS, replace(HORSE, preset="fast"), replace(HORSE, preset="draft", guidance_scale=3.0)]
     alone = [engine.generate([request])[0].pixels for request in requests]
     begun = threading.Event()
-    (first,) = engine.submit([replace(HORSE, num_inference_steps=40, seed=9)], lambda _: begun.set())
+    (first,) = engine.submit([replace(HORSE, num_inference_steps=40, seed=9)], Caller(lambda _: begun.set()))
     assert begun.wait(60)
     joining = [engine.submit([request])[0] for request in requests]
     (leaving,) = engine.submit([replace(HORSE, seed=8)])
@@ -218,11 +219,11 @@ def test_a_short_request_is_done_long_before_the_long_one_that_was_there_first(l
     running = engine_of(loaded, max_batch_size=1)
     order: list[str] = []
     (long,) = running.submit(
-        [ImageRequest("a cat", seed=0, num_inference_steps=50)], lambda _: order.append("long")
+        [ImageRequest("a cat", seed=0, num_inference_steps=50)], Caller(lambda _: order.append("long"))
     )
     (short,) = running.submit(
         [ImageRequest("a dog", seed=0, num_inference_steps=5, scheduler="DDIMScheduler")],
-        lambda _: order.append("short"),
+        Caller(lambda _: order.append("short")),
     )
     short.result(120)
     long.result(120)
@@ -236,13 +237,26 @@ def test_a_caller_of_many_images_takes_no_more_turns_than_a_caller_of_one(loaded
     running = engine_of(loaded, max_batch_size=1)
     order: list[str] = []
     request = ImageRequest("a cat", seed=0, num_inference_steps=8, scheduler="DDIMScheduler")
-    many = running.submit([replace(request, seed=seed) for seed in range(6)], lambda _: order.append("many"))
-    (one,) = running.submit([request], lambda _: order.append("one"))
+    many = running.submit(
+        [replace(request, seed=seed) for seed in range(6)], Caller(lambda _: order.append("many"))
+    )
+    (one,) = running.submit([request], Caller(lambda _: order.append("one")))
     one.result(120)
     [future.result(120) for future in many]
     running.close()
     last = len(order) - order[::-1].index("one")
     assert order[:last].count("many") <= 10
+
+
+def test_the_images_of_one_caller_are_made_one_after_the_other(loaded: Pipeline) -> None:
+    running = engine_of(loaded, max_batch_size=1)
+    seeds: list[int] = []
+    caller = Caller(lambda done: seeds.append(done.request.seed))
+    request = ImageRequest("a cat", seed=0, num_inference_steps=4, scheduler="DDIMScheduler")
+    futures = [running.submit([replace(request, seed=seed)], caller)[0] for seed in range(3)]
+    [future.result(120) for future in futures]
+    running.close()
+    assert seeds == [0] * 4 + [1] * 4 + [2] * 4
 
 
 def test_a_watcher_sees_every_step_and_can_look_at_the_picture(engine: Engine) -> None:
