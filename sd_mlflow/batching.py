@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections import Counter
 from collections.abc import Hashable
 
 import psutil
@@ -12,6 +13,8 @@ import torch
 _GAIN = 1.05
 #: Calls of one size before its speed is believed: the first ones also lay out memory.
 _TRIALS = 2
+#: After so many calls of a size the next larger is tried anew: it may have been slow only for that moment.
+_AGAIN = 100
 
 
 class BatchSizer:
@@ -21,6 +24,7 @@ class BatchSizer:
         self._most = most
         self._device = device
         self._speeds: dict[tuple[Hashable, int], list[float]] = {}
+        self._calls: Counter[tuple[Hashable, int]] = Counter()
         self._bytes: dict[Hashable, int] = {}
 
     def size(self, kind: Hashable, waiting: int) -> int:
@@ -43,6 +47,9 @@ class BatchSizer:
         trials = self._speeds.setdefault((kind, size), [])
         trials.append(images / seconds)
         del trials[: -4 * _TRIALS]
+        self._calls[kind, size] += 1
+        if self._calls[kind, size] % _AGAIN == 0:
+            self._speeds.pop((kind, 2 * size), None)
         if kind not in self._bytes:
             self._bytes[kind] = self._peak() // images
 

@@ -41,6 +41,15 @@ def test_a_batch_is_never_larger_than_allowed_or_waiting() -> None:
     assert max(learn(BatchSizer(16, CPU), 5, {1: 1.0, 2: 1.1, 4: 1.2, 5: 1.3})) == 5
 
 
+def test_a_size_that_was_slow_for_a_moment_gets_another_chance() -> None:
+    sizer = BatchSizer(16, CPU)
+    learn(sizer, 2, {1: 1.0, 2: 4.0})
+    assert sizer.size("kind", 2) == 1
+    for _ in range(6):
+        chosen = learn(sizer, 2, {1: 1.0, 2: 1.2})
+    assert chosen[-1] == 2
+
+
 def test_kinds_are_measured_apart() -> None:
     sizer = BatchSizer(16, CPU)
     learn(sizer, 8, {1: 1.0, 2: 1.1, 4: 1.2, 8: 1.3})
