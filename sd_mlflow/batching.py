@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import resource
+import time
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 
 import psutil
 import torch
@@ -13,7 +15,7 @@ import torch
 _GAIN = 1.05
 #: Calls of one size before its speed is believed: the first ones also lay out memory.
 _TRIALS = 2
-#: After so many calls of a size the next larger is tried anew: it may have been slow only for that moment.
+#: After so many calls of a size it and the next larger are measured anew: either may have had a bad moment.
 _AGAIN = 100
 
 
@@ -41,15 +43,26 @@ class BatchSizer:
             size *= 2
         return most if size > 1 else 1
 
-    def record(self, kind: Hashable, images: int, seconds: float) -> None:
-        """Remember that a call took `seconds` for `images`."""
-        size = 1 << (images.bit_length() - 1)
-        trials = self._speeds.setdefault((kind, size), [])
-        trials.append(images / seconds)
-        del trials[: -4 * _TRIALS]
+    @contextmanager
+    def timing(self, kind: Hashable, images: int) -> Iterator[None]:
+        """Around a call for `images`: its speed is taken, unless it is known; then no device is waited for."""
+        size = _power_of_two(images)
         self._calls[kind, size] += 1
         if self._calls[kind, size] % _AGAIN == 0:
+            self._speeds.pop((kind, size), None)
             self._speeds.pop((kind, 2 * size), None)
+        if self._known(kind, size):
+            yield
+            return
+        self._synchronize()
+        began = time.perf_counter()
+        yield
+        self._synchronize()
+        self.record(kind, images, time.perf_counter() - began)
+
+    def record(self, kind: Hashable, images: int, seconds: float) -> None:
+        """Remember that a call took `seconds` for `images`."""
+        self._speeds.setdefault((kind, _power_of_two(images)), []).append(images / seconds)
         if kind not in self._bytes:
             self._bytes[kind] = self._peak() // images
 
@@ -59,6 +72,10 @@ class BatchSizer:
 
     def _known(self, kind: Hashable, size: int) -> bool:
         return len(self._speeds.get((kind, size), [])) >= _TRIALS
+
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     def _has_room(self, kind: Hashable, images: int) -> bool:
         """Whether half of the free memory holds what `images` take beyond the model."""
@@ -77,3 +94,8 @@ class BatchSizer:
             most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             stays = psutil.Process().memory_info().rss
         return max(0, most - stays)
+
+
+def _power_of_two(images: int) -> int:
+    """The largest that is not above `images`: speeds are kept for those."""
+    return 1 << (images.bit_length() - 1)

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 
 import torch
 
@@ -171,15 +172,14 @@ class Engine:
         for job in batch:
             height, width = job.image.size
             job.caller.served += job.image.rows * height * width
-        whole = not any(job.image.shallow for job in batch)
-        began = time.perf_counter()
+        shallow = any(job.image.shallow for job in batch)
+        timing = nullcontext() if shallow else self._sizer.timing(batch[0].image.size, len(batch))
         try:
-            batch[0].denoiser.step([job.image for job in batch])
+            with timing:
+                batch[0].denoiser.step([job.image for job in batch])
         except Exception as error:
             self._failed(batch, error)
             return
-        if whole:
-            self._sizer.record(batch[0].image.size, len(batch), time.perf_counter() - began)
         for job in batch:
             if job.caller.watcher:
                 self._show(job, job.caller.watcher)

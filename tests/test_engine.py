@@ -347,3 +347,20 @@ def test_images_are_the_same_where_finishing_overlaps_denoising(loaded: Pipeline
         assert all(agree(one, image.pixels, loaded) for one, image in zip(expected, images, strict=True))
     assert len(running.generate([OTHERS[0]])) == 1
     running.close()
+
+
+def test_a_batch_that_memory_does_not_hold_is_made_smaller(loaded: Pipeline) -> None:
+    running = engine_of(loaded)
+    refused: list[int] = []
+
+    def refuse(_: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        if len(inputs[0]) > 2:
+            refused.append(len(inputs[0]))
+            raise torch.OutOfMemoryError("as a GPU says it")
+
+    hook = loaded.unet.register_forward_pre_hook(refuse)
+    images = running.generate([replace(OTHERS[0], seed=seed) for seed in range(3)])
+    hook.remove()
+    running.close()
+    assert refused == [4]
+    assert len(images) == 3
