@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -166,3 +167,13 @@ def test_scoring_scripts_travel_alone(script: str) -> None:
 @pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: file.name)
 def test_modules_stay_readable(file: Path) -> None:
     assert len(file.read_text(encoding="utf-8").splitlines()) <= 260
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_torchs_threads_give_way_unless_the_environment_says_otherwise(
+    given: dict[str, str], expected: str
+) -> None:
+    code = "import os, sd_mlflow; print(os.environ['GOMP_SPINCOUNT'])"
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | given
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == expected
