@@ -46,7 +46,7 @@ class BatchSizer:
     @contextmanager
     def timing(self, kind: Hashable, images: int) -> Iterator[None]:
         """Around a call for `images`: its speed is taken, unless it is known; then no device is waited for."""
-        size = _power_of_two(images)
+        size = 1 << (images.bit_length() - 1)  # speeds are kept by powers of two
         self._calls[kind, size] += 1
         if self._calls[kind, size] % _AGAIN == 0:
             self._speeds.pop((kind, size), None)
@@ -58,11 +58,7 @@ class BatchSizer:
         began = time.perf_counter()
         yield
         self._synchronize()
-        self.record(kind, images, time.perf_counter() - began)
-
-    def record(self, kind: Hashable, images: int, seconds: float) -> None:
-        """Remember that a call took `seconds` for `images`."""
-        self._speeds.setdefault((kind, _power_of_two(images)), []).append(images / seconds)
+        self._speeds.setdefault((kind, size), []).append(images / (time.perf_counter() - began))
         if kind not in self._bytes:
             self._bytes[kind] = self._peak() // images
 
@@ -94,8 +90,3 @@ class BatchSizer:
             most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             stays = psutil.Process().memory_info().rss
         return max(0, most - stays)
-
-
-def _power_of_two(images: int) -> int:
-    """The largest that is not above `images`: speeds are kept for those."""
-    return 1 << (images.bit_length() - 1)

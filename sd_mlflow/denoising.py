@@ -15,7 +15,7 @@ from sd_mlflow import features
 from sd_mlflow.parameters import ImageRequest
 from sd_mlflow.pipeline import Pipeline
 from sd_mlflow.presets import PRESETS
-from sd_mlflow.safety import Pixels
+from sd_mlflow.safety import Pixels, to_pixels
 from sd_mlflow.schedulers import ImageScheduler
 
 
@@ -103,9 +103,7 @@ class Denoiser:
         decoded = vae.decode(latents).sample[0].float()
         if not decoded.isfinite().all():
             return None
-        shares = (decoded / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)
-        pixels: Pixels = (shares * 255).round().to(torch.uint8).cpu().numpy()
-        return pixels
+        return to_pixels(decoded.permute(1, 2, 0))
 
     def _begin(self, image: Denoising) -> None:
         """Draw the noise and read the prompts."""

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape, unescape
 
+import numpy as np
 from PIL import Image, PngImagePlugin
 
 from sd_mlflow.safety import Pixels
@@ -83,6 +84,12 @@ def contact_sheet(pictures: Sequence[Image.Image], columns: int, edge: int = 256
         left, top = number % columns * edge, number // columns * edge
         sheet.paste(fitted, (left + (edge - fitted.width) // 2, top + (edge - fitted.height) // 2))
     return sheet
+
+
+def psnr(one: Pixels, other: Pixels) -> float:
+    """Peak signal-to-noise ratio of two pictures, in dB; infinite if they are equal."""
+    error = np.square(one.astype(float) - other.astype(float)).mean()
+    return float(10 * np.log10(255**2 / error)) if error else float("inf")
 
 
 def _fit(size: tuple[int, int], edge: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import torch
 
 from sd_mlflow.parameters import ImageRequest
 from sd_mlflow.pipeline import Pipeline
-from sd_mlflow.safety import Pixels
+from sd_mlflow.safety import Pixels, to_pixels
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,7 @@ class LatentProjection:
         """`latents`, (1, 4, h, w) float32, as (h, w, 3) uint8."""
         if self._weights is None:
             self._weights = self._fit()
-        colours = (_with_one(latents) @ self._weights).reshape(*latents.shape[2:], 3)
-        pixels: Pixels = ((colours / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-        return pixels
+        return to_pixels((_with_one(latents) @ self._weights).reshape(*latents.shape[2:], 3))
 
     def _fit(self) -> torch.Tensor:
         """Least squares over what the autoencoder makes of smooth noise, (5, 3)."""

@@ -27,6 +27,12 @@ _SPECIAL_CARE_ADJUSTMENT = 0.01
 Pixels = NDArray[np.uint8]
 
 
+def to_pixels(colours: torch.Tensor) -> Pixels:
+    """`colours`, (height, width, 3) in -1 to 1 and beyond, as uint8 of the same shape."""
+    pixels: Pixels = ((colours / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    return pixels
+
+
 class SafetyVerdict(Enum):
     """What the checker says of one image; the values are the flags of the response."""
 

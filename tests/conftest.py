@@ -57,12 +57,6 @@ def decode(image: str) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB"))
 
 
-def psnr(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio of two images, in dB; infinite if they are equal."""
-    error = np.mean((one.astype(np.float64) - other.astype(np.float64)) ** 2)
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
-
-
 @pytest.fixture(scope="session")
 def emoji_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """sd-emoji as a package, in bfloat16 as it is packaged by default."""

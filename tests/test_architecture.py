@@ -75,6 +75,7 @@ ALLOWED = {
         "errors",
         "features",
         "full_size",
+        "images",
         "manifest",
         "model",
         "parameters",

@@ -12,12 +12,13 @@ import pytest
 import stand_in
 import yaml
 from azure.ai.ml import load_compute
-from conftest import REPOSITORY, psnr
+from conftest import REPOSITORY
 from PIL import Image
 from stand_in import faults
 
 from sd_mlflow.azure import client, endpoints
 from sd_mlflow.cli import main
+from sd_mlflow.images import psnr
 
 #: Runs a command; its exit status, standard output and standard error.
 Run = Callable[..., tuple[int, str, str]]

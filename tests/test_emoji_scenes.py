@@ -15,7 +15,7 @@ from sd_mlflow.emoji.art import Art, fetch, load_art
 from sd_mlflow.emoji.captions import RELATIONS, Description, plural
 from sd_mlflow.emoji.pairs import SAMPLE_PAIRS, choose_held_out, held_out_pairs, seen_pairs
 from sd_mlflow.emoji.places import COLOURS, PLACES
-from sd_mlflow.emoji.scenes import SceneComposer, describe
+from sd_mlflow.emoji.scenes import SceneComposer, describe, even_shares
 from sd_mlflow.emoji.subjects import MOUNTS, POLICY, RIDERS, SIZE, STYLES, SUBJECTS
 
 #: Downloads are kept between runs of the tests, and checked against their hashes each time.
@@ -100,6 +100,18 @@ def test_held_out_pairs_are_never_ridden_in_a_scene() -> None:
     assert {rider for rider, _ in ridden} == set(RIDERS)
     assert {mount for _, mount in ridden} == set(MOUNTS)
     assert set(SAMPLE_PAIRS) <= ridden
+
+
+def test_scenes_of_rare_subjects_are_trained_on_more_often() -> None:
+    shown = descriptions(4000)
+    shares = even_shares(shown)
+    assert shares.sum() == pytest.approx(1)
+    seen = {subject: np.zeros(2) for subject in SUBJECTS}
+    for description, share in zip(shown, shares, strict=True):
+        for subject in description.subjects:
+            seen[subject] += (1 / len(shown), share)
+    as_drawn, as_trained = np.array(list(seen.values())).T
+    assert as_trained.max() / as_trained.min() < 3 < 8 < as_drawn.max() / as_drawn.min()
 
 
 def test_the_file_of_held_out_pairs_is_what_its_seed_chooses() -> None:

@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, psnr
+from conftest import REPOSITORY
 from PIL import Image
 from torch import nn
 
 from sd_mlflow import pipeline
-from sd_mlflow.emoji import checking, networks
+from sd_mlflow.emoji import autoencoding, checking, networks
 from sd_mlflow.emoji import fit as fitting
 from sd_mlflow.emoji.subjects import SIZE
+from sd_mlflow.images import psnr
 
 #: Downloads are kept between runs of the tests, and checked against their hashes each time.
 CACHE = REPOSITORY / "build" / "npm"
@@ -36,6 +37,19 @@ def test_whitening_changes_the_latents_and_not_the_pictures() -> None:
     torch.testing.assert_close(after.std, deviation, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(after.mean.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
     assert psnr(vae.decode(after.mean).sample.numpy(), picture.numpy()) > 80
+
+
+def test_the_decoder_learns_alone_and_what_was_encoded_stays_true(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vae = networks.autoencoder().eval()
+    pictures = torch.randint(0, 256, (1, 3, 1, 1), dtype=torch.uint8).expand(4, 3, 64, 64).contiguous()
+    latents = autoencoding.encode(vae, pictures)
+    before = autoencoding.sharpness(vae, pictures)
+    autoencoding.train_decoder(vae, pictures, latents, steps=20, batch=4, folder=tmp_path)
+    after = autoencoding.encode(vae, pictures)
+    assert torch.equal(after[0], latents[0])
+    assert torch.equal(after[1], latents[1])
+    assert autoencoding.sharpness(vae, pictures) > before + 3
 
 
 def test_training_that_is_stopped_goes_on_to_the_same_weights(
@@ -95,7 +109,8 @@ def test_the_documented_command_makes_a_model_that_loads(tmp_path: Path) -> None
     work, out = tmp_path / "work", tmp_path / "sd-emoji"
     work.mkdir()
     (work / "npm").symlink_to(CACHE)
-    steps = [f"--{stage}-steps=2" for stage in ("autoencoder", "checker", "denoiser", "calibration")]
+    stages = ("autoencoder", "decoder", "checker", "denoiser", "calibration")
+    steps = [f"--{stage}-steps=2" for stage in stages]
     command = [sys.executable, "-m", "sd_mlflow.emoji.train", f"--work={work}", f"--out={out}", "--scenes=64"]
     subprocess.run([*command, *steps], check=True, capture_output=True)
     assert Image.open(work / "previews" / "000002.png").size == (6 * SIZE, 2 * SIZE)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import change, converted, emoji_copy
-from conftest import psnr
 from PIL import Image
 
 from sd_mlflow import pipeline
@@ -28,6 +27,7 @@ from sd_mlflow.errors import (
     QueueFull,
     SafetyUnavailable,
 )
+from sd_mlflow.images import psnr
 from sd_mlflow.jobs import Caller
 from sd_mlflow.parameters import ImageRequest
 from sd_mlflow.pipeline import Pipeline

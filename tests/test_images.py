@@ -6,10 +6,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from conftest import psnr
 from PIL import Image
 
-from sd_mlflow.images import NAMESPACE, SOURCE_TYPE, contact_sheet, encode
+from sd_mlflow.images import NAMESPACE, SOURCE_TYPE, contact_sheet, encode, psnr
 
 PIXELS = np.linspace(0, 255, 64 * 48 * 3).reshape(64, 48, 3).astype(np.uint8)
 RECIPE = {"seed": 7, "prompt": 'a <cat> & "dog" 🐎\x00\x1b', "model": "sd-emoji@0123"}
@@ -38,6 +37,12 @@ def test_the_pixels_survive(image_format: str, at_least: float) -> None:
     image = Image.open(io.BytesIO(encode(PIXELS, image_format, 95, RECIPE)))
     assert image.format == image_format.upper()
     assert psnr(np.asarray(image.convert("RGB")), PIXELS) >= at_least
+
+
+def test_psnr_is_that_of_a_known_error() -> None:
+    assert psnr(PIXELS, PIXELS) == np.inf
+    grey = np.full((8, 8, 3), 100, np.uint8)
+    assert psnr(grey, grey + np.uint8(10)) == pytest.approx(20 * np.log10(25.5))
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])

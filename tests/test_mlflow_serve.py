@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Answer, decode, post, psnr
+from conftest import Answer, decode, post
 
 from sd_mlflow.demo import free_port
+from sd_mlflow.images import psnr
 
 HORSE, CAT = "a photograph of a horse", "a photograph of a cat"
 QUICK = {"num_inference_steps": 2, "seed": 3}

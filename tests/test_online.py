@@ -16,11 +16,12 @@ from urllib.error import HTTPError
 
 import numpy as np
 import pytest
-from conftest import SAMPLE, Answer, decode, post, psnr
+from conftest import SAMPLE, Answer, decode, post
 from PIL import Image
 
 from sd_mlflow import checkpoint, errors, packaging
 from sd_mlflow.demo import free_port
+from sd_mlflow.images import psnr
 from sd_mlflow.scoring.local import ServerError, serving
 
 CASES = [

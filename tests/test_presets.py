@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import psnr
 
 from sd_mlflow import features, pipeline
 from sd_mlflow.checkpoint import SD_EMOJI, find
 from sd_mlflow.denoising import Denoiser, Denoising
+from sd_mlflow.images import psnr
 from sd_mlflow.parameters import ImageRequest, validate_parameters
 from sd_mlflow.pipeline import Pipeline
 from sd_mlflow.presets import PRESETS

@@ -1,6 +1,6 @@
 """Who is measured: the catalog wrapper's way, diffusers in bfloat16, OpenVINO, and this project.
 
-All take the same inputs and run the same stages; `run` gives back what the stage made.
+All take the same inputs; a stage gives back what it made.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
 from sd_mlflow import features, pipeline
 from sd_mlflow.bench.work import CHECK, DECODE, STEPS, TEXT
-from sd_mlflow.safety import SafetyChecker
+from sd_mlflow.safety import Pixels, SafetyChecker
 
 PROMPT = "a photograph of an astronaut riding a horse"
 Stages = dict[str, Callable[[], Any]]
@@ -26,11 +25,11 @@ Stages = dict[str, Callable[[], Any]]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What every contender gets, drawn from one seed: latents (2, 4, h, w), hidden states (2, 77, width)."""
+    """What every contender gets, from one seed: latents (2, 4, h, w), hidden states (2, 77, width), a picture."""
 
     latents: torch.Tensor
     hidden: torch.Tensor
-    picture: Image.Image
+    picture: Pixels
 
     @classmethod
     def of(cls, unet: Any, edge: int) -> Inputs:
@@ -40,7 +39,7 @@ class Inputs:
         latents = torch.randn(1, unet.config.in_channels, size, size, generator=rng).repeat(2, 1, 1, 1)
         hidden = torch.randn(2, 77, unet.config.cross_attention_dim, generator=rng)
         pixels = torch.randint(0, 256, (edge, edge, 3), generator=rng, dtype=torch.uint8)
-        return cls(latents, hidden, Image.fromarray(pixels.numpy()))
+        return cls(latents, hidden, pixels.numpy())
 
 
 def diffusers_as_it_is(folder: Path, device: torch.device, dtype: torch.dtype) -> Stages:
@@ -49,7 +48,7 @@ def diffusers_as_it_is(folder: Path, device: torch.device, dtype: torch.dtype) -
     given = Inputs.of(pipe.unet, pipe.unet.config.sample_size * pipe.vae_scale_factor)
     latents, hidden = (tensor.to(device, dtype) for tensor in (given.latents, given.hidden))
     time = torch.full((2,), 500.0, device=device)
-    share = np.asarray(given.picture, dtype=np.float32)[None] / 255
+    share = given.picture[None].astype(np.float32) / 255
     return {
         # diffusers gives the prompt's hidden states first, and joins them the other way round.
         TEXT: lambda: torch.cat(pipe.encode_prompt(PROMPT, device, 1, True)[::-1]),
@@ -79,7 +78,7 @@ def ours(folder: Path, device: torch.device) -> Stages:
         TEXT: lambda: loaded.prompt_encoder.encode(PROMPT, ""),
         **{name: lambda kind=kind: step(*kind) for kind, name in STEPS.items()},  # type: ignore[misc]
         DECODE: lambda: loaded.vae.decode(latents[:1]).sample,
-        CHECK: lambda: checker.apply(np.asarray(given.picture))[1].value,
+        CHECK: lambda: checker.apply(given.picture)[1].value,
     }
 
 

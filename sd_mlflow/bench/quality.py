@@ -6,9 +6,8 @@ import statistics
 from contextlib import closing
 from dataclasses import replace
 
-import numpy as np
-
 from sd_mlflow import checkpoint
+from sd_mlflow.images import psnr
 from sd_mlflow.model import TextToImage
 from sd_mlflow.parameters import ImageRequest, validate_parameters
 from sd_mlflow.safety import Pixels
@@ -37,12 +36,6 @@ def quality(presets: list[str]) -> dict[str, float]:
             for preset in presets
             if preset != "exact"
         }
-
-
-def psnr(one: Pixels, other: Pixels) -> float:
-    """Peak signal-to-noise ratio of two pictures, in dB."""
-    error = np.square(one.astype(float) - other.astype(float)).mean()
-    return float(10 * np.log10(255**2 / error)) if error else float("inf")
 
 
 def _draw(model: TextToImage, preset: str) -> list[Pixels]:

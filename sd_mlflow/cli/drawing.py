@@ -58,8 +58,7 @@ def generate(
     parameters = given(flags) | {"image_format": _FORMATS[out.suffix.lower()], "return_metadata": True}
     contract.parse(rows, parameters, Settings())  # a bad value is found before the model is loaded
     out.parent.mkdir(parents=True, exist_ok=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with closing(_load(model)) as text_to_image, Progress(*columns, console=console) as progress:
+    with closing(_load(model)) as text_to_image, _bars() as progress:
         watcher = _Watcher(progress, out, preview_every)
         (record,) = text_to_image.answer(rows, parameters, watcher)
     for number, (image, flag, seed) in enumerate(
@@ -96,13 +95,12 @@ def batch(
         total = sum(tables.count(file) for file in files)
     summary = report.Summary()
     again = "run the same command again, and it goes on where it was"
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with (
             bulk.working_in(out),
             closing(_load(model, **bulk.SETTINGS)) as text_to_image,
             bulk.predictions_file(out) as lines,
-            Progress(*columns, console=console) as progress,
+            _bars() as progress,
         ):
             task = progress.add_task("Drawing", total=total)
             scorer = bulk.Scorer(text_to_image, ImageStore(out), parameters, resume=resume)
@@ -138,6 +136,12 @@ class _Watcher:
             file = self._out.with_name(f"{self._out.stem}-seed-{seed}-step-{done.step}.png")
             small = Image.fromarray(done.preview())
             small.resize((8 * small.width, 8 * small.height), Image.Resampling.BICUBIC).save(file)
+
+
+def _bars() -> Progress:
+    """Bars that say what is done, of how much, and how long it still takes."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console)
 
 
 def given(flags: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from rich.progress import track
 from sd_mlflow.emoji import networks
 from sd_mlflow.emoji.fit import fit
 from sd_mlflow.emoji.scenes import Scene
+from sd_mlflow.images import psnr
 
 #: Edge of the crops that the autoencoder learns from: it is convolutional, so they serve whole pictures.
 _CROP = 64
@@ -47,13 +49,44 @@ def train_autoencoder(
         target = normalized(torch.stack(crops).to(device))
         posterior = vae.encode(target).latent_dist
         error = vae.decode(posterior.sample()).sample.float() - target
-        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        distance = error.abs().mean() + edges + 0.5 * error.square().mean()
-        total: torch.Tensor = distance + 1e-6 * posterior.kl().mean()
+        total: torch.Tensor = _distance(error, square=0.5) + 1e-6 * posterior.kl().mean()
         return total
 
     fit("autoencoder", vae, loss, steps=steps, learning_rate=1e-3, folder=folder)
     return vae
+
+
+def train_decoder(
+    vae: AutoencoderKL,
+    images: torch.Tensor,
+    latents: tuple[torch.Tensor, torch.Tensor],
+    *,
+    steps: int,
+    batch: int,
+    folder: Path,
+) -> None:
+    """Train the decoder of `vae`, in place, on whole `images` (uint8): their `latents` stay what they are.
+
+    `latents` are mean and deviation, each (n, 4, h/8, w/8). The square weighs ten times what it
+    does in `train_autoencoder`: what is left is wrong in few places, and there by much.
+    """
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+
+    def loss(rng: np.random.Generator) -> torch.Tensor:
+        chosen = torch.from_numpy(rng.integers(0, len(images), batch))
+        mean, deviation = (part[chosen].to(vae.device) for part in latents)
+        decoded = vae.decode(mean + deviation * torch.randn_like(mean)).sample.float()
+        return _distance(decoded - normalized(images[chosen].to(vae.device)), square=5.0)
+
+    fit("decoder", vae, loss, steps=steps, learning_rate=5e-4, folder=folder)
+
+
+def _distance(error: torch.Tensor, *, square: float) -> torch.Tensor:
+    """L1, L1 of the gradients, and `square` times the square, of `error` (n, 3, h, w) in -2 to 2."""
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    distance: torch.Tensor = error.abs().mean() + edges + square * error.square().mean()
+    return distance
 
 
 @torch.no_grad()
@@ -66,6 +99,16 @@ def encode(vae: AutoencoderKL, images: torch.Tensor) -> tuple[torch.Tensor, torc
         means.append(posterior.mean.float().cpu())
         deviations.append(posterior.std.float().cpu())
     return torch.cat(means), torch.cat(deviations)
+
+
+@torch.no_grad()
+def sharpness(vae: AutoencoderKL, images: torch.Tensor, *, silent: bool = False) -> float:
+    """The mean PSNR, in dB, of `images` (uint8) through the float32 `vae` and back."""
+    decoded = [
+        denormalized(vae.decode(vae.encode(normalized(chunk)).latent_dist.mean).sample)
+        for chunk in track(torch.split(images, _CHUNK), description="autoencoder", disable=silent)
+    ]
+    return fmean(psnr(one.numpy(), other.numpy()) for one, other in zip(images, torch.cat(decoded), strict=True))
 
 
 @torch.no_grad()

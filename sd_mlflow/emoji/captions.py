@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from sd_mlflow.emoji.places import COLOURS
 from sd_mlflow.emoji.subjects import POLICY
+
+Choice = TypeVar("Choice")
 
 #: Relation -> how a caption says it. The first is the canonical one; those without words name one subject.
 RELATIONS: dict[str, tuple[str, ...]] = {
@@ -60,14 +63,14 @@ class Description:
         what, where = self._what(rng), self._where(rng)
         if self.style in _ENDINGS and rng.random() < 0.2:
             return f"{what}{where}{_ENDINGS[self.style]}"
-        return f"{_pick(rng, _OPENINGS[self.style])} {what}{where}".strip()
+        return f"{pick(rng, _OPENINGS[self.style])} {what}{where}".strip()
 
     def _what(self, rng: np.random.Generator | None) -> str:
         if self.relation in ("two", "three"):
             return f"{self.relation} {plural(self.subjects[0])}"
         named = [_with_article(rng, subject) for subject in self.subjects]
         words = RELATIONS[self.relation]
-        return f" {words[0] if rng is None else _pick(rng, words)} ".join(named) if words else named[0]
+        return f" {words[0] if rng is None else pick(rng, words)} ".join(named) if words else named[0]
 
     def _where(self, rng: np.random.Generator | None) -> str:
         if self.setting is None:
@@ -75,7 +78,7 @@ class Description:
         comma = "," if rng is not None and rng.random() < 0.3 else ""
         if self.setting in COLOURS:
             ways = ("on", "with") if rng is not None else ("on",)
-            return f"{comma} {_pick(rng, ways) if rng is not None else ways[0]} a {self.setting} background"
+            return f"{comma} {pick(rng, ways) if rng is not None else ways[0]} a {self.setting} background"
         return f"{comma} {self.setting}"
 
 
@@ -92,9 +95,10 @@ def _with_article(rng: np.random.Generator | None, subject: str) -> str:
     """`subject` with "a" or "an" before it; with `rng`, sometimes with "the" or nothing."""
     article = "an" if subject[0] in "aeiou" and subject != "unicorn" else "a"
     if rng is not None:
-        article = _pick(rng, (article, article, "the", ""))
+        article = pick(rng, (article, article, "the", ""))
     return f"{article} {subject}".strip()
 
 
-def _pick(rng: np.random.Generator, choices: Sequence[str]) -> str:
+def pick(rng: np.random.Generator, choices: Sequence[Choice]) -> Choice:
+    """One of `choices`, each as likely."""
     return choices[int(rng.integers(len(choices)))]

@@ -44,8 +44,7 @@ class Checker(nn.Module):
 
     def seen(self, clip_input: torch.Tensor) -> torch.Tensor:
         """Embeddings of pictures, (n, CONCEPT_WIDTH), of length 1."""
-        pooled = self.checker.vision_model(clip_input).pooler_output
-        return F.normalize(self.checker.visual_projection(pooled).float(), dim=1)
+        return _seen(self.checker, clip_input)
 
     def said(self, tokens: torch.Tensor) -> torch.Tensor:
         """Embeddings of captions, (n, CONCEPT_WIDTH), of length 1."""
@@ -72,14 +71,21 @@ def agreement(folder: Path, images: torch.Tensor, captions: Sequence[str]) -> to
     tower = CLIPTextModelWithProjection.from_pretrained(folder / TEXT_TOWER).float()
     vocabulary = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     said = F.normalize(tower(tokens(vocabulary, captions)).text_embeds, dim=1)
-    seen = []
-    for chunk in torch.split(images, 64):
-        inputs = networks.feature_extractor()(
-            list(chunk.numpy()), return_tensors="pt", input_data_format="channels_first"
-        ).pixel_values
-        pooled = checker.vision_model(inputs).pooler_output
-        seen.append(F.normalize(checker.visual_projection(pooled), dim=1))
-    return torch.cat(seen) @ said.T
+    return torch.cat([_seen(checker, _inputs(chunk)) for chunk in torch.split(images, 64)]) @ said.T
+
+
+def _seen(checker: StableDiffusionSafetyChecker, clip_input: torch.Tensor) -> torch.Tensor:
+    pooled = checker.vision_model(clip_input).pooler_output
+    return F.normalize(checker.visual_projection(pooled).float(), dim=1)
+
+
+def _inputs(images: torch.Tensor) -> torch.Tensor:
+    """`images`, uint8 (n, 3, h, w), as the checker wants them."""
+    prepared = networks.feature_extractor()(
+        list(images.numpy()), return_tensors="pt", input_data_format="channels_first"
+    )
+    values: torch.Tensor = prepared.pixel_values
+    return values
 
 
 def tokens(vocabulary: CLIPTokenizer, captions: Sequence[str]) -> torch.Tensor:
@@ -101,13 +107,8 @@ def train_checker(
     device: torch.device,
 ) -> Checker:
     """Train to tell every subject of `images` (uint8) by its word, and each image's caption from the others'."""
-    extractor = networks.feature_extractor()
-    inputs = torch.cat(
-        [
-            extractor(list(chunk.numpy()), return_tensors="pt", input_data_format="channels_first").pixel_values
-            for chunk in track(torch.split(images, 256), description="checker inputs")
-        ]
-    ).to(torch.bfloat16)
+    chunks = track(torch.split(images, 256), description="checker inputs")
+    inputs = torch.cat([_inputs(chunk) for chunk in chunks]).to(torch.bfloat16)
     shown = torch.tensor([[subject in scene.description.subjects for subject in SUBJECTS] for scene in scenes])
     captions = tokens(vocabulary, [scene.caption for scene in scenes])
     model = Checker(vocabulary).to(device)

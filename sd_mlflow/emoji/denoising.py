@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler
 from diffusers.models.attention_processor import AttnProcessor
+from numpy.typing import NDArray
 from torch import nn
 from transformers import CLIPTokenizer
 
@@ -43,8 +44,11 @@ class NoisyLatents:
         vocabulary: CLIPTokenizer,
         captions: Sequence[str],
         latents: tuple[torch.Tensor, torch.Tensor],
+        shares: NDArray[np.float64],
         device: torch.device,
     ) -> None:
+        #: How often each is drawn; they sum up to 1.
+        self._shares = shares
         self._mean, self._deviation = (part.to(device) for part in latents)
         #: Of every caption, after those of the empty one.
         self._tokens = vocabulary(
@@ -57,7 +61,7 @@ class NoisyLatents:
 
     def batch(self, rng: np.random.Generator, size: int) -> tuple[torch.Tensor, ...]:
         """Noisy latents (size, 4, h, w), noise, timesteps (size,), tokens (size, 77), a tenth of them empty."""
-        chosen = torch.from_numpy(rng.integers(0, len(self._mean), size)).to(self._device)
+        chosen = torch.from_numpy(rng.choice(len(self._mean), size, p=self._shares)).to(self._device)
         timesteps = torch.from_numpy(rng.integers(0, len(self._weights), size)).to(self._device)
         named = (chosen + 1) * torch.from_numpy(rng.random(size) >= 0.1).to(self._device)
         clean = self._mean[chosen] + self._deviation[chosen] * torch.randn_like(self._mean[chosen])

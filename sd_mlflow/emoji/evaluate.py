@@ -14,6 +14,7 @@ from typing import Annotated, Any, Optional
 
 import torch
 import typer
+from diffusers import AutoencoderKL
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -36,6 +37,8 @@ _QUICK = ("DPMSolverMultistepScheduler", 20)
 _FULL = ("PNDMScheduler", 50)
 _SHEET, _SHEET_COLUMNS, _SHEET_EDGE = 64, 8, 128
 _TOGETHER = 8
+#: Of no training's scenes.
+_SCENE_SEED, _SCENES = 7_000_003, 200
 
 
 def evaluate(
@@ -45,6 +48,9 @@ def evaluate(
     ] = False,
     scheduler: Annotated[Optional[str], typer.Option(help="Another solver, as diffusers names it.")] = None,
     steps: Annotated[Optional[int], typer.Option(help="Another number of steps.")] = None,
+    art: Annotated[
+        Optional[Path], typer.Option(help="A folder for downloaded emoji: tells how sharply new scenes decode.")
+    ] = None,
     sheet: Annotated[Optional[Path], typer.Option(help="Write the first 64 pictures here, on one sheet.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
@@ -57,6 +63,7 @@ def evaluate(
         **shares(asked, made),
         "reader": json.loads((reader.FOLDER / reader.ACCURACY).read_text(encoding="utf-8")),
         **({"told_apart": told_apart(model, asked, made)} if (model / checking.TEXT_TOWER).is_dir() else {}),
+        **({"decoding_db": decoding(model, art, silent=as_json)} if art else {}),
         "scheduler": scheduler or usual_scheduler,
         "steps": steps or usual_steps,
         "seconds": round(time.monotonic() - began),
@@ -127,6 +134,19 @@ def told_apart(folder: Path, asked: Sequence[Question], made: Sequence[Generated
     return round(sum(right) / len(right), 4)
 
 
+def decoding(folder: Path, art: Path, *, silent: bool) -> float:
+    """The mean PSNR, in dB, of scenes of the evaluation's own seed through the autoencoder and back."""
+    # Scenes need the extra `emoji`, and the rest of the evaluation does not.
+    from sd_mlflow.emoji import autoencoding
+    from sd_mlflow.emoji.art import load_art
+    from sd_mlflow.emoji.scenes import SceneComposer
+
+    composer = SceneComposer(load_art(art))
+    scenes = [composer.scene(_SCENE_SEED, index) for index in range(_SCENES)]
+    vae = AutoencoderKL.from_pretrained(folder / "vae").float()
+    return round(autoencoding.sharpness(vae, autoencoding.pixels(scenes), silent=silent), 2)
+
+
 def _pixels(made: Sequence[GeneratedImage]) -> torch.Tensor:
     return torch.stack([torch.from_numpy(image.pixels) for image in made]).permute(0, 3, 1, 2)
 
@@ -139,6 +159,8 @@ def _table(result: dict[str, Any]) -> Table:
         table.add_row(f"the reader itself, on scenes: {name}", f"{share:.1%}", "")
     if "told_apart" in result:
         table.add_row("told from the other prompts by its own text tower", f"{result['told_apart']:.1%}", "")
+    if "decoding_db" in result:
+        table.add_row("new scenes through the autoencoder", f"{result['decoding_db']} dB", str(_SCENES))
     return table
 
 

@@ -27,6 +27,11 @@ _EMA_DECAY = 0.9995
 _WARMUP_STEPS = 100
 
 
+def training_device() -> torch.device:
+    """Where trainings run: a GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def fit(
     name: str,
     model: nn.Module,

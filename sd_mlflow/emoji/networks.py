@@ -66,20 +66,7 @@ def unet() -> UNet2DConditionModel:
 
 def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """Three layers over 77 positions."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=4 * TEXT_WIDTH,
-            projection_dim=TEXT_WIDTH,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=77,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    return CLIPTextModel(_text_config(tokenizer, width=TEXT_WIDTH, layers=3, heads=4, positions=77))
 
 
 def safety_checker() -> StableDiffusionSafetyChecker:
@@ -112,18 +99,24 @@ def safety_checker() -> StableDiffusionSafetyChecker:
 def text_tower(tokenizer: CLIPTokenizer, length: int) -> CLIPTextModelWithProjection:
     """What embeds words where the safety checker embeds pictures: one layer over `length` positions."""
     return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=CONCEPT_WIDTH,
-            intermediate_size=4 * CONCEPT_WIDTH,
-            projection_dim=CONCEPT_WIDTH,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        _text_config(tokenizer, width=CONCEPT_WIDTH, layers=1, heads=2, positions=length)
+    )
+
+
+def _text_config(
+    tokenizer: CLIPTokenizer, *, width: int, layers: int, heads: int, positions: int
+) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        projection_dim=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=positions,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
 
 

@@ -14,6 +14,8 @@ from transformers import CLIPTokenizer
 
 from sd_mlflow.emoji import networks
 from sd_mlflow.emoji.autoencoding import denormalized
+from sd_mlflow.emoji.subjects import SIZE
+from sd_mlflow.images import contact_sheet
 
 PROMPTS = (
     "a photograph of an astronaut riding a horse",
@@ -44,11 +46,8 @@ class Previews:
         """Write the sheet of `step`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         pictures = draw(denoiser, self.vae, self.vocabulary, PROMPTS)
-        height, width = pictures.shape[-2:]
-        sheet = Image.new("RGB", (_COLUMNS * width, len(PROMPTS) // _COLUMNS * height))
-        for number, picture in enumerate(pictures.permute(0, 2, 3, 1).numpy()):
-            sheet.paste(Image.fromarray(picture), (number % _COLUMNS * width, number // _COLUMNS * height))
-        sheet.save(self.folder / f"{step:06}.png")
+        images = [Image.fromarray(picture) for picture in pictures.permute(0, 2, 3, 1).numpy()]
+        contact_sheet(images, _COLUMNS, edge=SIZE).save(self.folder / f"{step:06}.png")
 
 
 @torch.no_grad()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
-from sd_mlflow.emoji.captions import Description
+from sd_mlflow.emoji.captions import Choice, Description, pick
 from sd_mlflow.emoji.pairs import held_out_pairs, seen_pairs
 from sd_mlflow.emoji.places import COLOURS, PLACES
 from sd_mlflow.emoji.subjects import CONTAINERS, HARMLESS, HELD, POLICY, RIDERS, STYLES
@@ -17,8 +16,6 @@ from sd_mlflow.emoji.subjects import CONTAINERS, HARMLESS, HELD, POLICY, RIDERS,
 FULL = {"single_subject": 160, "pair_seen": 130, "pair_held_out": 110, "relation": 60, "policy": 40}
 QUICK = {"single_subject": 28, "pair_seen": 18, "pair_held_out": 18, "relation": 8, "policy": 8}
 _FULL_SEED, _QUICK_SEED = 7_000_001, 7_000_002
-
-Choice = TypeVar("Choice")
 
 _OTHER_RELATIONS = ("two", "three", "next to", "on top of", "holding", "inside", "behind")
 
@@ -55,24 +52,20 @@ def _descriptions(rng: np.random.Generator, kind: str, count: int) -> list[Descr
     else:
         pairs = seen_pairs() if kind == "pair_seen" else held_out_pairs()
         shown = [("riding", pair) for pair in _dealt(rng, pairs, count)]
-    return [Description(relation, subjects, _pick(rng, STYLES), _setting(rng)) for relation, subjects in shown]
+    return [Description(relation, subjects, pick(rng, STYLES), _setting(rng)) for relation, subjects in shown]
 
 
 def _together(rng: np.random.Generator, relation: str) -> tuple[str, ...]:
     if relation in ("two", "three"):
-        return (_pick(rng, HARMLESS),)
+        return (pick(rng, HARMLESS),)
     if relation in ("holding", "inside"):
-        return _pick(rng, RIDERS), _pick(rng, HELD if relation == "holding" else tuple(CONTAINERS))
+        return pick(rng, RIDERS), pick(rng, HELD if relation == "holding" else tuple(CONTAINERS))
     one, other = _dealt(rng, HARMLESS, 2)
     return one, other
 
 
 def _setting(rng: np.random.Generator) -> str | None:
-    return _pick(rng, PLACES) if rng.random() < 0.5 else _pick(rng, (None, *COLOURS))
-
-
-def _pick(rng: np.random.Generator, choices: Sequence[Choice]) -> Choice:
-    return choices[int(rng.integers(len(choices)))]
+    return pick(rng, PLACES) if rng.random() < 0.5 else pick(rng, (None, *COLOURS))
 
 
 def _dealt(rng: np.random.Generator, choices: Sequence[Choice], count: int) -> list[Choice]:

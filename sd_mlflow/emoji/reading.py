@@ -18,7 +18,7 @@ from sd_mlflow import manifest
 from sd_mlflow.emoji.art import load_art
 from sd_mlflow.emoji.autoencoding import normalized, pixels
 from sd_mlflow.emoji.captions import Description
-from sd_mlflow.emoji.fit import fit
+from sd_mlflow.emoji.fit import fit, training_device
 from sd_mlflow.emoji.reader import ACCURACY, RELATION_NAMES, SETTINGS, WEIGHTS, Reader
 from sd_mlflow.emoji.scenes import SceneComposer
 from sd_mlflow.emoji.subjects import SIZE, STYLES, SUBJECTS
@@ -35,7 +35,7 @@ def read(
 ) -> None:
     """Train the reader, and write how well it reads scenes that it has not seen beside its weights."""
     work.mkdir(parents=True, exist_ok=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = training_device()
     composer = SceneComposer(load_art(work / "npm"))
     reader = train_reader(composer, steps=steps, batch=64, folder=work, device=device).half().float()
     out.mkdir(parents=True, exist_ok=True)

@@ -6,15 +6,16 @@ Pillow: it is drawn by its own generator, `numpy.random.default_rng([seed, i])`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from sd_mlflow.emoji.art import Art
-from sd_mlflow.emoji.captions import Description
+from sd_mlflow.emoji.captions import Choice, Description
 from sd_mlflow.emoji.pairs import SAMPLE_PAIRS, seen_pairs
 from sd_mlflow.emoji.places import COLOURS, PLACES, backdrop, foreground
 from sd_mlflow.emoji.subjects import CONTAINERS, HARMLESS, HELD, POLICY, RIDERS, SIZE, STYLES
@@ -48,8 +49,6 @@ _LAYOUTS = {
 }
 #: Relations whose second subject in the caption is at the back.
 _SECOND_AT_BACK = ("riding", "on top of", "inside")
-
-Choice = TypeVar("Choice")
 
 
 @dataclass(frozen=True)
@@ -130,6 +129,17 @@ def describe(rng: np.random.Generator, policy_share: float) -> Description:
         return Description(relation, subjects, style, setting)
     relation = _pick(rng, tuple(_RELATIONS), tuple(_RELATIONS.values()))
     return Description(relation, _subjects(rng, relation), style, setting)
+
+
+def even_shares(shown: Sequence[Description]) -> NDArray[np.float64]:
+    """How often to train on each of `shown`, as shares of 1: the more often, the rarer its rarest subject is.
+
+    Riders and mounts are in five times as many scenes as a trumpet, which is as hard to draw.
+    """
+    scenes_with = Counter(subject for description in shown for subject in description.subjects)
+    rarity = np.array([1 / min(scenes_with[subject] for subject in description.subjects) for description in shown])
+    shares: NDArray[np.float64] = rarity / rarity.sum()
+    return shares
 
 
 def _subjects(rng: np.random.Generator, relation: str) -> tuple[str, ...]:

@@ -16,8 +16,9 @@ from transformers import CLIPTokenizer
 from sd_mlflow import manifest
 from sd_mlflow.emoji import autoencoding, checking, denoising, networks
 from sd_mlflow.emoji.art import load_art
+from sd_mlflow.emoji.fit import training_device
 from sd_mlflow.emoji.previews import Previews
-from sd_mlflow.emoji.scenes import SceneComposer
+from sd_mlflow.emoji.scenes import SceneComposer, even_shares
 from sd_mlflow.errors import PackageError
 
 #: The checker's scenes are others than the denoiser's, and half of them break the policy.
@@ -31,6 +32,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Where the diffusers folder is written; must not exist.")],
     scenes: Annotated[int, typer.Option(help="Scenes to train on.")] = 40_000,
     autoencoder_steps: Annotated[int, typer.Option(help="Steps of 16 crops.")] = 6_000,
+    decoder_steps: Annotated[int, typer.Option(help="Steps of 4 pictures, for the decoder alone.")] = 3_000,
     checker_steps: Annotated[int, typer.Option(help="Steps of 64 pictures.")] = 2_000,
     denoiser_steps: Annotated[int, typer.Option(help="Steps of 32 latents.")] = 34_000,
     calibration_steps: Annotated[int, typer.Option(help="Steps of 32 latents, for guidance.")] = 1_000,
@@ -40,7 +42,7 @@ def train(
     if out.exists():
         raise PackageError(f"{out} exists already: give another folder, or remove it")
     work.mkdir(parents=True, exist_ok=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = training_device()
     composer = SceneComposer(load_art(work / "npm"))
     data = [composer.scene(seed, index) for index in track(range(scenes), description="scenes")]
     captions = [scene.caption for scene in data]
@@ -48,8 +50,10 @@ def train(
     images = autoencoding.pixels(data)
     vae = autoencoding.train_autoencoder(images, steps=autoencoder_steps, batch=16, folder=work, device=device)
     latents = networks.whiten(vae, *_latents(vae, images, work / "latents.safetensors"))
+    autoencoding.train_decoder(vae, images, latents, steps=decoder_steps, batch=4, folder=work)
 
-    noisy = denoising.NoisyLatents(vocabulary, captions, latents, device)
+    shares = even_shares([scene.description for scene in data])
+    noisy = denoising.NoisyLatents(vocabulary, captions, latents, shares, device)
     denoiser = denoising.Denoiser(vocabulary).to(device)
     previews = Previews(vae, vocabulary, work / "previews")
     denoising.train_denoiser(denoiser, noisy, steps=denoiser_steps, batch=32, folder=work, preview=previews)
