@@ -61,14 +61,14 @@ def test_training_that_is_stopped_goes_on_to_the_same_weights(
         torch.manual_seed(5)
         model, done = nn.Linear(3, 1), [0]
 
-        def loss(rng: np.random.Generator) -> torch.Tensor:
+        def loss(model: nn.Linear, rng: np.random.Generator, size: int) -> torch.Tensor:
             if done[0] == stop_at:
                 raise KeyboardInterrupt
             done[0] += 1
-            inputs = torch.from_numpy(rng.random((4, 3))).float()
-            return (model(inputs).float() + torch.randn(4, 1)).square().mean()
+            inputs = torch.from_numpy(rng.random((size, 3))).float()
+            return (model(inputs).float() + fitting.normal(rng, inputs[:, :1])).square().mean()
 
-        fitting.fit("line", model, loss, steps=9, learning_rate=0.1, folder=folder)
+        fitting.fit("line", model, loss, steps=9, batch=8, learning_rate=0.1, folder=folder)
         return model.state_dict()
 
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
@@ -86,14 +86,15 @@ def test_a_training_shows_its_loss_and_what_it_does(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(fitting, "_PREVIEW_EVERY", 4)
     model, shown = nn.Linear(1, 1), list[int]()
 
-    def loss(rng: np.random.Generator) -> torch.Tensor:
-        return model(torch.ones(1, 1)).square().mean()
+    def loss(model: nn.Linear, rng: np.random.Generator, size: int) -> torch.Tensor:
+        return model(torch.ones(size, 1)).square().mean()
 
     fitting.fit(
         "line",
         model,
         loss,
         steps=9,
+        batch=1,
         learning_rate=0.1,
         folder=tmp_path,
         preview=lambda _, step: shown.append(step),

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from rich.progress import track
 
 from sd_mlflow.emoji import networks
-from sd_mlflow.emoji.fit import fit
+from sd_mlflow.emoji.fit import fit, normal
 from sd_mlflow.emoji.scenes import Scene
 from sd_mlflow.images import psnr
 
@@ -42,17 +42,18 @@ def train_autoencoder(
     """Train on random crops of `images` (uint8); L1, L1 of the gradients, half the square, a weak KL."""
     vae = networks.autoencoder().to(device, memory_format=torch.channels_last)
 
-    def loss(rng: np.random.Generator) -> torch.Tensor:
-        corners = rng.integers(0, images.shape[-1] - _CROP + 1, (batch, 2))
-        chosen = rng.integers(0, len(images), batch)
+    def loss(vae: AutoencoderKL, rng: np.random.Generator, size: int) -> torch.Tensor:
+        corners = rng.integers(0, images.shape[-1] - _CROP + 1, (size, 2))
+        chosen = rng.integers(0, len(images), size)
         crops = [images[i, :, y : y + _CROP, x : x + _CROP] for i, (y, x) in zip(chosen, corners, strict=True)]
         target = normalized(torch.stack(crops).to(device))
         posterior = vae.encode(target).latent_dist
-        error = vae.decode(posterior.sample()).sample.float() - target
+        latents = posterior.mean + posterior.std * normal(rng, posterior.mean)
+        error = vae.decode(latents).sample.float() - target
         total: torch.Tensor = _distance(error, square=0.5) + 1e-6 * posterior.kl().mean()
         return total
 
-    fit("autoencoder", vae, loss, steps=steps, learning_rate=1e-3, folder=folder)
+    fit("autoencoder", vae, loss, steps=steps, batch=batch, learning_rate=1e-3, folder=folder)
     return vae
 
 
@@ -73,13 +74,13 @@ def train_decoder(
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
 
-    def loss(rng: np.random.Generator) -> torch.Tensor:
-        chosen = torch.from_numpy(rng.integers(0, len(images), batch))
+    def loss(vae: AutoencoderKL, rng: np.random.Generator, size: int) -> torch.Tensor:
+        chosen = torch.from_numpy(rng.integers(0, len(images), size))
         mean, deviation = (part[chosen].to(vae.device) for part in latents)
-        decoded = vae.decode(mean + deviation * torch.randn_like(mean)).sample.float()
+        decoded = vae.decode(mean + deviation * normal(rng, mean)).sample.float()
         return _distance(decoded - normalized(images[chosen].to(vae.device)), square=5.0)
 
-    fit("decoder", vae, loss, steps=steps, learning_rate=5e-4, folder=folder)
+    fit("decoder", vae, loss, steps=steps, batch=batch, learning_rate=5e-4, folder=folder)
 
 
 def _distance(error: torch.Tensor, *, square: float) -> torch.Tensor:

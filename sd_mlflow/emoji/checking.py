@@ -113,18 +113,18 @@ def train_checker(
     captions = tokens(vocabulary, [scene.caption for scene in scenes])
     model = Checker(vocabulary).to(device)
 
-    def loss(rng: np.random.Generator) -> torch.Tensor:
-        chosen = torch.from_numpy(rng.integers(0, len(inputs), batch))
+    def loss(model: Checker, rng: np.random.Generator, size: int) -> torch.Tensor:
+        chosen = torch.from_numpy(rng.integers(0, len(inputs), size))
         pictures = inputs[chosen].to(device).float()
-        mirrored = torch.from_numpy(rng.random((batch, 1, 1, 1)) < 0.5).to(device)
+        mirrored = torch.from_numpy(rng.random((size, 1, 1, 1)) < 0.5).to(device)
         embedded = model.seen(torch.where(mirrored, pictures.flip(-1), pictures))
         words = 20 * (embedded @ model.said(model.words).T - Checker.THRESHOLD)
         named = F.binary_cross_entropy_with_logits(words, shown[chosen].to(device).float()) * len(SUBJECTS)
         agreement = 20 * embedded @ model.said(captions[chosen].to(device)).T
-        own = torch.arange(batch, device=device)
+        own = torch.arange(size, device=device)
         contrast = F.cross_entropy(agreement, own) + F.cross_entropy(agreement.T, own)
         total: torch.Tensor = named + 0.2 * contrast
         return total
 
-    fit("checker", model, loss, steps=steps, learning_rate=1e-3, folder=folder)
+    fit("checker", model, loss, steps=steps, batch=batch, learning_rate=1e-3, folder=folder)
     return model

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from sd_mlflow.emoji import networks
-from sd_mlflow.emoji.fit import Preview, fit
+from sd_mlflow.emoji.fit import Preview, fit, normal
 
 
 class Denoiser(nn.Module):
@@ -64,8 +64,8 @@ class NoisyLatents:
         chosen = torch.from_numpy(rng.choice(len(self._mean), size, p=self._shares)).to(self._device)
         timesteps = torch.from_numpy(rng.integers(0, len(self._weights), size)).to(self._device)
         named = (chosen + 1) * torch.from_numpy(rng.random(size) >= 0.1).to(self._device)
-        clean = self._mean[chosen] + self._deviation[chosen] * torch.randn_like(self._mean[chosen])
-        noise = torch.randn_like(clean)
+        clean = self._mean[chosen] + self._deviation[chosen] * normal(rng, self._mean[chosen])
+        noise = normal(rng, clean)
         noisy = self._noising.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
         return noisy, noise, timesteps, self._tokens[named]
 
@@ -86,12 +86,12 @@ def train_denoiser(
 ) -> None:
     """Train `denoiser`, in place, to predict the noise of `data`."""
 
-    def loss(rng: np.random.Generator) -> torch.Tensor:
-        noisy, noise, timesteps, tokens = data.batch(rng, batch)
+    def loss(denoiser: Denoiser, rng: np.random.Generator, size: int) -> torch.Tensor:
+        noisy, noise, timesteps, tokens = data.batch(rng, size)
         error = denoiser(noisy, timesteps, tokens) - noise
         return data.weighted(error, timesteps)
 
-    fit("denoiser", denoiser, loss, steps=steps, learning_rate=8e-4, folder=folder, preview=preview)
+    fit("denoiser", denoiser, loss, steps=steps, batch=batch, learning_rate=8e-4, folder=folder, preview=preview)
 
 
 def calibrate_guidance(
@@ -104,13 +104,13 @@ def calibrate_guidance(
     """
     teacher = deepcopy(denoiser).eval().requires_grad_(False)
 
-    def loss(rng: np.random.Generator) -> torch.Tensor:
-        noisy, noise, timesteps, tokens = data.batch(rng, batch)
+    def loss(denoiser: Denoiser, rng: np.random.Generator, size: int) -> torch.Tensor:
+        noisy, noise, timesteps, tokens = data.batch(rng, size)
         with torch.no_grad():
-            unnamed = teacher(noisy, timesteps, data.nothing.expand(batch, -1))
+            unnamed = teacher(noisy, timesteps, data.nothing.expand(size, -1))
         named = (tokens != data.nothing).any(dim=1)[:, None, None, None]
         target = torch.where(named, unnamed + strength * (noise - unnamed), unnamed)
         error = denoiser(noisy, timesteps, tokens) - target
         return data.weighted(error, timesteps)
 
-    fit("calibration", denoiser, loss, steps=steps, learning_rate=3e-4, folder=folder)
+    fit("calibration", denoiser, loss, steps=steps, batch=batch, learning_rate=3e-4, folder=folder)

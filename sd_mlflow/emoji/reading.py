@@ -18,7 +18,7 @@ from sd_mlflow import manifest
 from sd_mlflow.emoji.art import load_art
 from sd_mlflow.emoji.autoencoding import normalized, pixels
 from sd_mlflow.emoji.captions import Description
-from sd_mlflow.emoji.fit import fit, training_device
+from sd_mlflow.emoji.fit import fit, normal, training_device
 from sd_mlflow.emoji.reader import ACCURACY, RELATION_NAMES, SETTINGS, WEIGHTS, Reader
 from sd_mlflow.emoji.scenes import SceneComposer
 from sd_mlflow.emoji.subjects import SIZE, STYLES, SUBJECTS
@@ -57,13 +57,13 @@ def train_reader(composer: SceneComposer, *, steps: int, batch: int, folder: Pat
     """Train on scenes of its own, each seen once, softened and recoloured as a small model's pictures are."""
     reader = Reader().to(device)
 
-    def loss(rng: np.random.Generator) -> torch.Tensor:
+    def loss(reader: Reader, rng: np.random.Generator, size: int) -> torch.Tensor:
         first = int(rng.integers(2**40))
-        scenes = [composer.scene(_SEED, first + number) for number in range(batch)]
+        scenes = [composer.scene(_SEED, first + number) for number in range(size)]
         pictures = soften(normalized(pixels(scenes).to(device)), rng)
         return _loss(reader(pictures), [scene.description for scene in scenes])
 
-    fit("reader", reader, loss, steps=steps, learning_rate=2e-3, folder=folder)
+    fit("reader", reader, loss, steps=steps, batch=batch, learning_rate=2e-3, folder=folder)
     return reader
 
 
@@ -75,7 +75,7 @@ def soften(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     size = (len(pictures), 3, 1, 1)
     gain = torch.from_numpy(rng.uniform(0.9, 1.1, size)).to(pictures)
     shift = torch.from_numpy(rng.uniform(-0.08, 0.08, size)).to(pictures)
-    noise = torch.randn_like(pictures) * float(rng.uniform(0, 0.06))
+    noise = normal(rng, pictures) * float(rng.uniform(0, 0.06))
     return (pictures * gain + shift + noise).contiguous(memory_format=torch.channels_last)
 
 
