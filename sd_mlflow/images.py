@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape, unescape
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from sd_mlflow.safety import Pixels
 
@@ -75,14 +76,22 @@ def read_provenance(encoded: bytes) -> dict[str, str]:
     return {name: unescape(value) for name, value in _FIELD.findall(text)}
 
 
-def contact_sheet(pictures: Sequence[Image.Image], columns: int, edge: int = 256) -> Image.Image:
-    """All `pictures` on one sheet, row by row, each fitted into a square of `edge` pixels."""
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * edge, rows * edge), "white")
+def contact_sheet(
+    pictures: Sequence[Image.Image], columns: int, edge: int = 256, captions: Sequence[str] | None = None
+) -> Image.Image:
+    """All `pictures` on one sheet, row by row, each fitted into a square of `edge` pixels, its caption below."""
+    rows, height = -(-len(pictures) // columns), edge + (3 * edge // 8 if captions else 0)
+    sheet = Image.new("RGB", (columns * edge, rows * height), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(edge / 14)
     for number, picture in enumerate(pictures):
         fitted = picture.convert("RGB").resize(_fit(picture.size, edge), Image.Resampling.LANCZOS)
-        left, top = number % columns * edge, number // columns * edge
+        left, top = number % columns * edge, number // columns * height
         sheet.paste(fitted, (left + (edge - fitted.width) // 2, top + (edge - fitted.height) // 2))
+        if captions:
+            lines = textwrap.wrap(captions[number], 26, max_lines=3)
+            pen.multiline_text(
+                (left + edge // 2, top + edge + 3), "\n".join(lines), "black", font, "ma", align="center"
+            )
     return sheet
 
 

@@ -121,4 +121,4 @@ def test_quick_json_is_one_object_on_standard_output(tmp_path: Path) -> None:
     for name in ("single_subject", "pair_seen", "pair_held_out", "place", "style"):
         assert 0 <= answer[name] <= 1
     assert answer["steps"] == 2
-    assert Image.open(sheet).size == (8 * 128, 8 * 128)
+    assert Image.open(sheet).size == (8 * 160, 8 * 220)

@@ -63,6 +63,16 @@ def test_the_longest_prompts_fit(image_format: str) -> None:
     assert packet_of(encode(PIXELS, image_format, 95, {"prompt": text, "negative_prompt": text}))
 
 
+def test_a_contact_sheet_writes_captions_below_the_pictures() -> None:
+    black, captions = Image.new("RGB", (80, 80)), ["a cat", "a dog " * 40]
+    sheet = np.asarray(contact_sheet([black, black], columns=2, edge=80, captions=captions))
+    assert sheet.shape == (110, 160, 3)
+    below = sheet[80:].mean(axis=2) < 128
+    few, many = below[:, :80].sum(), below[:, 80:].sum()
+    assert 0 < few < many
+    assert not below[-1].any()
+
+
 def test_a_contact_sheet_shows_every_picture() -> None:
     colours = ["red", "green", "blue"]
     sheet = contact_sheet([Image.new("RGB", (40, 20), colour) for colour in colours], columns=2, edge=40)

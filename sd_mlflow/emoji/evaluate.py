@@ -35,7 +35,7 @@ from sd_mlflow.settings import Settings
 _SHIPPED = find(SD_EMOJI).folder
 _QUICK = ("DPMSolverMultistepScheduler", 20)
 _FULL = ("PNDMScheduler", 50)
-_SHEET, _SHEET_COLUMNS, _SHEET_EDGE = 64, 8, 128
+_SHEET = 64
 _TOGETHER = 8
 #: Of no training's scenes.
 _SCENE_SEED, _SCENES = 7_000_003, 200
@@ -51,7 +51,9 @@ def evaluate(
     art: Annotated[
         Optional[Path], typer.Option(help="A folder for downloaded emoji: tells how sharply new scenes decode.")
     ] = None,
-    sheet: Annotated[Optional[Path], typer.Option(help="Write the first 64 pictures here, on one sheet.")] = None,
+    sheet: Annotated[
+        Optional[Path], typer.Option(help="Write the first 64 harmless pictures here, on one sheet.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Ask for pictures, guidance 7.5, and print the shares that show what they were asked for."""
@@ -69,8 +71,8 @@ def evaluate(
         "seconds": round(time.monotonic() - began),
     }
     if sheet:
-        pictures = [Image.fromarray(image.pixels) for image in made[:_SHEET]]
-        contact_sheet(pictures, _SHEET_COLUMNS, _SHEET_EDGE).save(sheet)
+        harmless = [image for image, question in zip(made, asked, strict=True) if not question.shown.flagged]
+        _sheet(harmless[:_SHEET]).save(sheet)
     if as_json:
         print(json.dumps(result))
     else:
@@ -145,6 +147,11 @@ def decoding(folder: Path, art: Path, *, silent: bool) -> float:
     scenes = [composer.scene(_SCENE_SEED, index) for index in range(_SCENES)]
     vae = AutoencoderKL.from_pretrained(folder / "vae").float()
     return round(autoencoding.sharpness(vae, autoencoding.pixels(scenes), silent=silent), 2)
+
+
+def _sheet(made: Sequence[GeneratedImage]) -> Image.Image:
+    pictures = [Image.fromarray(image.pixels) for image in made]
+    return contact_sheet(pictures, columns=8, edge=160, captions=[image.request.prompt for image in made])
 
 
 def _pixels(made: Sequence[GeneratedImage]) -> torch.Tensor:
