@@ -79,20 +79,22 @@ def read_provenance(encoded: bytes) -> dict[str, str]:
 def contact_sheet(
     pictures: Sequence[Image.Image], columns: int, edge: int = 256, captions: Sequence[str] | None = None
 ) -> Image.Image:
-    """All `pictures` on one sheet, row by row, each fitted into a square of `edge` pixels, its caption below."""
+    """All `pictures` on one sheet, row by row, each fitted into a square of `edge` pixels, captions below."""
     rows, height = -(-len(pictures) // columns), edge + (3 * edge // 8 if captions else 0)
     sheet = Image.new("RGB", (columns * edge, rows * height), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(edge / 14)
     for number, picture in enumerate(pictures):
         fitted = picture.convert("RGB").resize(_fit(picture.size, edge), Image.Resampling.LANCZOS)
         left, top = number % columns * edge, number // columns * height
         sheet.paste(fitted, (left + (edge - fitted.width) // 2, top + (edge - fitted.height) // 2))
         if captions:
-            lines = textwrap.wrap(captions[number], 26, max_lines=3)
-            pen.multiline_text(
-                (left + edge // 2, top + edge + 3), "\n".join(lines), "black", font, "ma", align="center"
-            )
+            _write(sheet, captions[number], (left + edge // 2, top + edge + 3), font_size=edge / 14)
     return sheet
+
+
+def _write(sheet: Image.Image, caption: str, at: tuple[int, int], font_size: float) -> None:
+    """`caption` on at most three lines, the middle of the first one's top `at`."""
+    text, font = "\n".join(textwrap.wrap(caption, 26, max_lines=3)), ImageFont.load_default(font_size)
+    ImageDraw.Draw(sheet).multiline_text(at, text, "black", font, "ma", align="center")
 
 
 def psnr(one: Pixels, other: Pixels) -> float:

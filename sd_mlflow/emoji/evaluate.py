@@ -23,6 +23,7 @@ from rich.table import Table
 from sd_mlflow import pipeline
 from sd_mlflow.checkpoint import SD_EMOJI, find
 from sd_mlflow.emoji import checking, reader
+from sd_mlflow.emoji.captions import Description
 from sd_mlflow.emoji.places import PLACES
 from sd_mlflow.emoji.questions import Question, questions
 from sd_mlflow.engine import Engine
@@ -71,8 +72,7 @@ def evaluate(
         "seconds": round(time.monotonic() - began),
     }
     if sheet:
-        harmless = [image for image, question in zip(made, asked, strict=True) if not question.shown.flagged]
-        _sheet(harmless[:_SHEET]).save(sheet)
+        _sheet([image for image, _ in _harmless(asked, made)[:_SHEET]]).save(sheet)
     if as_json:
         print(json.dumps(result))
     else:
@@ -127,9 +127,7 @@ def shares(asked: Sequence[Question], made: Sequence[GeneratedImage]) -> dict[st
 
 def told_apart(folder: Path, asked: Sequence[Question], made: Sequence[GeneratedImage]) -> float:
     """The share of harmless pictures that the model's own text tower finds nearest to their own prompt."""
-    shown = [
-        (image, question.shown) for image, question in zip(made, asked, strict=True) if not question.shown.flagged
-    ]
+    shown = _harmless(asked, made)
     captions = [wanted.caption for _, wanted in shown]
     nearest = checking.agreement(folder, _pixels([image for image, _ in shown]), captions).argmax(dim=1)
     right = [captions[int(number)] == caption for number, caption in zip(nearest, captions, strict=True)]
@@ -147,6 +145,15 @@ def decoding(folder: Path, art: Path, *, silent: bool) -> float:
     scenes = [composer.scene(_SCENE_SEED, index) for index in range(_SCENES)]
     vae = AutoencoderKL.from_pretrained(folder / "vae").float()
     return round(autoencoding.sharpness(vae, autoencoding.pixels(scenes), silent=silent), 2)
+
+
+def _harmless(
+    asked: Sequence[Question], made: Sequence[GeneratedImage]
+) -> list[tuple[GeneratedImage, Description]]:
+    """The pictures that were asked for without a forbidden subject, and what they were to show."""
+    return [
+        (image, question.shown) for image, question in zip(made, asked, strict=True) if not question.shown.flagged
+    ]
 
 
 def _sheet(made: Sequence[GeneratedImage]) -> Image.Image:
