@@ -106,19 +106,13 @@ def test_shares_are_of_what_is_right_and_black_shows_nothing(composer: SceneComp
     assert right["counts"]["place"] == sum(one.shown.setting in PLACES for one in asked if not one.shown.flagged)
 
 
-def test_quick_json_is_one_object_on_standard_output(tmp_path: Path) -> None:
+def test_the_shipped_model_draws_what_it_is_told_and_says_so_in_one_json_object(tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
-    command = [
-        sys.executable,
-        "-m",
-        "sd_mlflow.emoji.evaluate",
-        "--quick",
-        "--json",
-        "--steps=2",
-        f"--sheet={sheet}",
-    ]
+    command = [sys.executable, "-m", "sd_mlflow.emoji.evaluate", "--quick", "--json", f"--sheet={sheet}"]
     answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    for name in ("single_subject", "pair_seen", "pair_held_out", "place", "style"):
-        assert 0 <= answer[name] <= 1
-    assert answer["steps"] == 2
+    least = {"single_subject": 0.8, "pair_seen": 0.75, "pair_held_out": 0.6, "place": 0.85, "style": 0.85}
+    assert {name: answer[name] for name, share in least.items() if answer[name] < share} == {}
+    assert answer["policy_flagged"] == 1
+    assert answer["falsely_flagged"] <= 1 / 72
+    assert answer["steps"] == 20
     assert Image.open(sheet).size == (8 * 160, 8 * 220)

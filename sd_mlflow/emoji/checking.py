@@ -31,8 +31,9 @@ _LENGTH = 24
 class Checker(nn.Module):
     """Pictures and words in one space: the safety checker's vision tower, and a text tower."""
 
-    #: Cosine over which a subject counts as shown.
-    THRESHOLD = 0.3
+    #: Cosine over which a subject counts as shown, and over which a picture is flagged: the second flags
+    #: a quarter of the harmless scenes that the first would, and 99% of forbidden subjects that are alone.
+    THRESHOLD, POLICY_THRESHOLD = 0.3, 0.35
     #: Of every subject.
     words: torch.Tensor
 
@@ -57,7 +58,7 @@ class Checker(nn.Module):
         self.checker.concept_embeds_weights.fill_(2.0)
         self.checker.special_care_embeds_weights.fill_(2.0)
         self.checker.concept_embeds[: len(POLICY)] = self.said(self.words)[-len(POLICY) :]
-        self.checker.concept_embeds_weights[: len(POLICY)] = self.THRESHOLD
+        self.checker.concept_embeds_weights[: len(POLICY)] = self.POLICY_THRESHOLD
         return self.checker
 
 

@@ -132,12 +132,14 @@ def describe(rng: np.random.Generator, policy_share: float) -> Description:
 
 
 def even_shares(shown: Sequence[Description]) -> NDArray[np.float64]:
-    """How often to train on each of `shown`, as shares of 1: the more often, the rarer its rarest subject is.
+    """How often to train on each of `shown`, as shares of 1: the more often, the rarer its rarest drawing is.
 
-    Riders and mounts are in five times as many scenes as a trumpet, which is as hard to draw.
+    A drawing is a subject in a style. The photograph of a horse is in ten times as many scenes as the
+    cartoon of a trumpet, which is as hard to draw.
     """
-    scenes_with = Counter(subject for description in shown for subject in description.subjects)
-    rarity = np.array([1 / min(scenes_with[subject] for subject in description.subjects) for description in shown])
+    drawings = [[(subject, description.style) for subject in description.subjects] for description in shown]
+    scenes_with = Counter(drawing for scene in drawings for drawing in scene)
+    rarity = np.array([1 / min(scenes_with[drawing] for drawing in scene) for scene in drawings])
     shares: NDArray[np.float64] = rarity / rarity.sum()
     return shares
 

@@ -32,10 +32,10 @@ def train(
     out: Annotated[Path, typer.Option(help="Where the diffusers folder is written; must not exist.")],
     scenes: Annotated[int, typer.Option(help="Scenes to train on.")] = 40_000,
     autoencoder_steps: Annotated[int, typer.Option(help="Steps of 16 crops.")] = 6_000,
-    decoder_steps: Annotated[int, typer.Option(help="Steps of 4 pictures, for the decoder alone.")] = 3_000,
-    checker_steps: Annotated[int, typer.Option(help="Steps of 64 pictures.")] = 2_000,
+    decoder_steps: Annotated[int, typer.Option(help="Steps of 4 pictures, for the decoder alone.")] = 5_000,
+    checker_steps: Annotated[int, typer.Option(help="Steps of 64 pictures.")] = 3_000,
     denoiser_steps: Annotated[int, typer.Option(help="Steps of 32 latents.")] = 34_000,
-    calibration_steps: Annotated[int, typer.Option(help="Steps of 32 latents, for guidance.")] = 1_000,
+    calibration_steps: Annotated[int, typer.Option(help="Steps of 32 latents, for guidance.")] = 1_800,
     seed: Annotated[int, typer.Option(help="Decides the scenes, to the byte.")] = 0,
 ) -> None:
     """Train sd-emoji: autoencoder, safety checker, denoiser; on a GPU if there is one."""
