@@ -123,13 +123,23 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
         some = slice(head, head + heads)
         for row in range(0, length, rows):
             weights = torch.bmm(query[some, row : row + rows], key[some])
-            if max(abs(extreme) for extreme in torch.stack(weights.aminmax()).tolist()) < _SAFE_EXPONENT:
-                weights.exp_()
-            else:
-                torch.softmax(weights, -1, out=weights)
+            _exponentiate(weights)
             summed = torch.bmm(weights, value[some])
             torch.div(summed[..., :depth], summed[..., depth : depth + 1], out=mixed[some, row : row + rows])
     return mixed
+
+
+def _exponentiate(scores: torch.Tensor) -> None:
+    """The exponentials of `scores` (n, l, s), or their softmax where one of the n has too large a score. In place.
+
+    Each of the n decides for itself, so that no image of a batch changes how another is rounded.
+    """
+    if max(abs(extreme) for extreme in torch.stack(scores.aminmax()).tolist()) < _SAFE_EXPONENT:
+        scores.exp_()
+        return
+    large = torch.maximum(scores.amax((1, 2)), -scores.amin((1, 2))) >= _SAFE_EXPONENT
+    normalized = torch.softmax(scores[large], -1)
+    scores.exp_()[large] = normalized
 
 
 class PackedConv2d(nn.Module):

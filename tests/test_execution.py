@@ -40,6 +40,17 @@ def test_attention_whose_scores_would_overflow_stays_finite() -> None:
     assert torch.allclose(attend(-query, query, torch.ones(1, 4, 8)), torch.ones_like(mixed))
 
 
+@pytest.mark.parametrize("spread", [1.0, 300.0])
+def test_large_scores_of_one_image_leave_the_others_bytes_alone(spread: float) -> None:
+    rng = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 4, 16, 32, generator=rng).bfloat16()
+    neighbour = spread * torch.randn(4, 16, 32, generator=rng).bfloat16()
+    alone = attend(query, key, value)
+    beside = attend(torch.cat([neighbour, query]), torch.cat([neighbour, key]), torch.cat([neighbour, value]))
+    assert torch.equal(beside[4:], alone)
+    assert beside.isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_packed_convolution_is_that_convolution_in_every_batch(dtype: torch.dtype, stride: int) -> None:

@@ -24,6 +24,8 @@ CLUTTER = [
     ".gitattributes",
     "a-model.ckpt",
     "scores.jpg",
+    "text_tower/config.json",
+    "text_tower/model.safetensors",
     *(f"{component}/{bin_stem}.bin" for component, (_, bin_stem) in WEIGHTS.items()),
     *(f"{component}/{stem}.fp16.safetensors" for component, (stem, _) in WEIGHTS.items()),
 ]
