@@ -45,7 +45,7 @@ SERVING = {"azureml-inference-server-http": "~=1.4", "azureml-ai-monitoring": "~
 EXAMPLE = ["a photograph of an astronaut riding a horse", "a photograph of a cat riding a horse"]
 
 #: What of this project a package has no use for.
-_NOT_CARRIED = ("azure", "emoji", "cli", "report.py", "demo.py", "full_size.py", "__pycache__", "*.pyc")
+_NOT_CARRIED = ("azure", "bench", "emoji", "cli", "report.py", "demo.py", "full_size.py", "__pycache__", "*.pyc")
 
 CHECKPOINT_PATH = Path("artifacts", "checkpoint")
 

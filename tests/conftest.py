@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -55,6 +56,14 @@ def post(url: str, body: bytes | object, timeout: float = 300) -> Answer:
 def decode(image: str) -> NDArray[np.uint8]:
     """The pixels, (height, width, 3), of a base64 image."""
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def import_path() -> Iterator[None]:
+    """`sys.path` as it was: MLflow leaves a loaded package's code on it, and multiprocessing passes it on."""
+    before = sys.path.copy()
+    yield
+    sys.path[:] = before
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from checkpoints import converted, emoji_copy
 from typer.testing import CliRunner
 
 from sd_mlflow import checkpoint, packaging
-from sd_mlflow.bench import load, work
+from sd_mlflow.bench import load, work, workers
 from sd_mlflow.bench.run import OURS, PEER
 from sd_mlflow.bench.whole import Series, steps_of
 from sd_mlflow.bench.workers import Worker
@@ -91,6 +92,12 @@ def fail() -> dict[str, Any]:
 def test_a_contender_that_fails_says_why() -> None:
     with pytest.raises(SDMLflowError, match="peer failed: MemoryError: no room"):
         Worker("peer", CPU, fail)
+
+
+def test_a_contender_that_dies_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_PATIENCE", 120)
+    with pytest.raises(SDMLflowError, match="peer ended unasked"):
+        Worker("peer", CPU, os._exit, 1)
 
 
 def test_a_preset_that_does_not_exist_is_refused() -> None:

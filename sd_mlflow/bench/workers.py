@@ -42,6 +42,7 @@ class Worker:
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, device, make, arguments), daemon=True)
         self._process.start()
+        theirs.close()  # Else its death would not end the connection.
         self.ready_seconds, self.stages = self._answer()
 
     def run(self, stage: str) -> Measured:
