@@ -134,6 +134,7 @@ def _exponentiate(scores: torch.Tensor) -> None:
 
     Each of the n decides for itself, so that no image of a batch changes how another is rounded.
     """
+    # One look at all of them comes first: it takes a quarter of the time of two at each, and mostly suffices.
     if max(abs(extreme) for extreme in torch.stack(scores.aminmax()).tolist()) < _SAFE_EXPONENT:
         scores.exp_()
         return

@@ -150,6 +150,15 @@ def test_imports_point_inward(room: str) -> None:
         assert imported(file) - {room} <= ALLOWED[room], file
 
 
+def test_a_package_carries_all_that_its_code_imports(emoji_package: Path) -> None:
+    code = emoji_package / "code" / "sd_mlflow"
+    files = list(code.rglob("*.py"))
+    carried = {file.relative_to(code).parts[0].removesuffix(".py") for file in files}
+    assert {"model", "engine", "scoring"} <= carried
+    for file in files:
+        assert imported(file) <= carried, file
+
+
 @pytest.mark.parametrize("module", ["sd_mlflow", "sd_mlflow.cli", "sd_mlflow.contract", "sd_mlflow.forms"])
 def test_light_modules_load_neither_torch_nor_mlflow(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'mlflow', 'diffusers'}} & sys.modules.keys()))"

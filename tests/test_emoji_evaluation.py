@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,13 +107,26 @@ def test_shares_are_of_what_is_right_and_black_shows_nothing(composer: SceneComp
     assert right["counts"]["place"] == sum(one.shown.setting in PLACES for one in asked if not one.shown.flagged)
 
 
-def test_the_shipped_model_draws_what_it_is_told_and_says_so_in_one_json_object(tmp_path: Path) -> None:
+def evaluated(*arguments: str) -> dict[str, Any]:
+    """The one object on standard output of the quick evaluation."""
+    command = [sys.executable, "-m", "sd_mlflow.emoji.evaluate", "--quick", "--json", *arguments]
+    answer: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return answer
+
+
+def test_the_shipped_model_draws_what_it_is_told(tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
-    command = [sys.executable, "-m", "sd_mlflow.emoji.evaluate", "--quick", "--json", f"--sheet={sheet}"]
-    answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    answer = evaluated(f"--sheet={sheet}")
     least = {"single_subject": 0.8, "pair_seen": 0.75, "pair_held_out": 0.6, "place": 0.85, "style": 0.85}
     assert {name: answer[name] for name, share in least.items() if answer[name] < share} == {}
     assert answer["policy_flagged"] == 1
     assert answer["falsely_flagged"] <= 1 / 72
     assert answer["steps"] == 20
     assert Image.open(sheet).size == (8 * 160, 8 * 220)
+
+
+def test_another_solver_and_number_of_steps_are_taken_and_told() -> None:
+    answer = evaluated("--scheduler=DDIMScheduler", "--steps=2")
+    for name in ("single_subject", "pair_seen", "pair_held_out", "place", "style"):
+        assert 0 <= answer[name] <= 1
+    assert (answer["scheduler"], answer["steps"]) == ("DDIMScheduler", 2)
